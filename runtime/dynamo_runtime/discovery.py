@@ -1,0 +1,128 @@
+"""Which engines there are: the seam between a picker and whatever knows the pods.
+
+In a cluster that is a watch on the API server, on one machine a file that the local runner writes.
+Both yield whole snapshots: a picker compares with what it had, and never has to replay a diff.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+log = logging.getLogger(__name__)
+
+ROLES = ("worker", "prefill", "decode")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One engine: a pod's address and what the registry says of it."""
+
+    name: str  # pod name, unique in a snapshot
+    address: str  # IP
+    port: int  # the engine's HTTP port
+    role: str = "worker"  # one of ROLES
+    ready: bool = False  # the pod's readiness, as its probes say
+    terminating: bool = False
+    generation: str = ""  # worker hash; "" if the graph has no generations
+    stream_port: int | None = None  # our worker stream; None: a stock engine
+    status_port: int | None = None  # our launcher's status server
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def hostport(self) -> str:
+        return (
+            f"[{self.address}]:{self.port}"
+            if ":" in self.address
+            else (f"{self.address}:{self.port}")
+        )
+
+
+class EndpointSource(Protocol):
+    """Anything that knows the endpoints."""
+
+    def snapshots(self) -> AsyncIterator[tuple[Endpoint, ...]]:
+        """The first snapshot at once, then one for each change, until cancelled."""
+        ...
+
+
+class _EndpointsFile(msgspec.Struct):
+    endpoints: list[Endpoint]
+
+
+class InvalidEndpoints(Exception):
+    """An endpoints file that doesn't say what it should; the message names file and field."""
+
+
+def read_endpoints(path: Path) -> tuple[Endpoint, ...]:
+    """The endpoints in ``path``. Raises ``InvalidEndpoints`` or ``FileNotFoundError``."""
+    try:
+        parsed = msgspec.json.decode(path.read_bytes(), type=_EndpointsFile)
+    except msgspec.DecodeError as error:
+        raise InvalidEndpoints(f"{path}: {error}") from error
+    names = [endpoint.name for endpoint in parsed.endpoints]
+    for endpoint in parsed.endpoints:
+        if endpoint.role not in ROLES:
+            raise InvalidEndpoints(
+                f"{path}: endpoint {endpoint.name!r}: role {endpoint.role!r} is unknown; "
+                f"use one of {', '.join(ROLES)}"
+            )
+        if names.count(endpoint.name) > 1:
+            raise InvalidEndpoints(f"{path}: two endpoints are named {endpoint.name!r}")
+    return tuple(parsed.endpoints)
+
+
+def write_endpoints(path: Path, endpoints: Iterable[Endpoint]) -> None:
+    """Replace ``path`` in one step: a reader sees the old snapshot or the new one."""
+    data = msgspec.json.format(
+        msgspec.json.encode({"endpoints": [asdict(endpoint) for endpoint in endpoints]}), indent=1
+    )
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+class FileEndpointSource:
+    """Endpoints from a JSON file ``{"endpoints": [{…fields of Endpoint…}]}``.
+
+    The file is looked at every ``interval_s`` seconds. One that is missing counts as empty; one
+    that can't be understood is reported in the log, and the last good snapshot stays in force.
+    """
+
+    def __init__(self, path: Path | str, interval_s: float = 0.2) -> None:
+        self._path = Path(path)
+        self._interval_s = interval_s
+
+    async def snapshots(self) -> AsyncIterator[tuple[Endpoint, ...]]:
+        seen: tuple[int, int, int] | None = None
+        last: tuple[Endpoint, ...] | None = None
+        while True:
+            try:
+                stat = self._path.stat()
+                version = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+                current = last
+                if version != seen:
+                    seen = version
+                    current = read_endpoints(self._path)
+            except FileNotFoundError:
+                seen, current = None, ()
+            except InvalidEndpoints as error:
+                log.error("%s; keeping the last good endpoints", error)
+                current = last if last is not None else ()
+            if current is not None and current != last:
+                last = current
+                yield current
+            await asyncio.sleep(self._interval_s)
