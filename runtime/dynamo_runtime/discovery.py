@@ -89,7 +89,7 @@ def write_endpoints(path: Path, endpoints: Iterable[Endpoint]) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
