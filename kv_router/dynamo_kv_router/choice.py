@@ -1,0 +1,300 @@
+"""Which worker gets the request, and why.
+
+The cost function is Dynamo's, so that what people learned about tuning it stays true. The rest of
+the module exists for the *why*: a decision keeps every candidate with its overlap, load, cost and
+the reason it was passed over, so that each answer can be explained afterwards. Everything here is
+pure: randomness comes in as an argument, and no clock is read.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Rng(Protocol):
+    """What ``choose`` needs of ``random.Random``."""
+
+    def random(self) -> float:
+        """A float in [0, 1)."""
+        ...
+
+
+class How(enum.StrEnum):
+    """How a decision came about; never left unsaid."""
+
+    EXACT = "exact"  # the engine's own tokens, and every candidate's cache known exactly
+    APPROXIMATE = "approximate"  # some candidate's cache is known only in part
+    LOAD_ONLY = "load-only"  # no tokens, or no cache known: load alone decided
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSize:
+    """What the choice needs to know of a request."""
+
+    prompt_tokens: int
+    block_size: int  # tokens a block
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that the prompt fills, the last one perhaps in part."""
+        return -(-self.prompt_tokens // self.block_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One worker as the picker sees it at the moment of the choice."""
+
+    name: str  # pod
+    endpoint: str  # ip:port
+    overlap_blocks: int = 0  # leading blocks of the prompt in the worker's device cache
+    active_prefill_tokens: float = 0.0  # uncached prompt tokens accepted and not yet computed
+    active_decode_blocks: float = 0.0  # blocks held by running requests
+    active_requests: float = 0.0
+    cached_blocks: int = 0  # blocks in the worker's cache, for ties
+    exact: bool = True  # the cache is known exactly
+    dropped: str = ""  # why it can't be chosen; "" if it can
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How to choose. Names and defaults are Dynamo's (`--router-…`).
+
+    ``mode`` is a key of ``MODES``. The parameters below it matter for ``kv`` only.
+    """
+
+    mode: str = "kv"
+    overlap_score_credit: float = 1.0
+    """Blocks of prefill that one overlapping block saves."""
+    overlap_score_credit_decay: float = 0.0
+    """Lowers the credit of workers that have more prefill queued than the least busy one."""
+    prefill_load_scale: float = 1.0
+    """Weight of prefill work against decode blocks."""
+    decode_active_request_weight: float = 0.0
+    """Cost in blocks of each active request."""
+    temperature: float = 0.0
+    """0 takes the cheapest; above, a softmax over costs scaled to [0, 1]."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(
+                f"routing mode {self.mode!r} is unknown; use one of {', '.join(MODES)}"
+            )
+        for name in (
+            "overlap_score_credit",
+            "overlap_score_credit_decay",
+            "prefill_load_scale",
+            "decode_active_request_weight",
+            "temperature",
+        ):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} is {value}; it must be a number ≥ 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A candidate with its cost in blocks (lower wins) and the terms that add up to it."""
+
+    candidate: Candidate
+    cost: float
+    terms: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The answer and its reasons.
+
+    ``ranked`` holds the eligible candidates, best first (the first is the pick, the others are the
+    fallback order); ``dropped`` holds the rest, each with the reason in ``Candidate.dropped``.
+    """
+
+    size: RequestSize
+    mode: str
+    how: How
+    ranked: tuple[Scored, ...]
+    dropped: tuple[Candidate, ...]
+
+    @property
+    def chosen(self) -> Scored | None:
+        return self.ranked[0] if self.ranked else None
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """``ip:port``, best first."""
+        return tuple(scored.candidate.endpoint for scored in self.ranked)
+
+    def routing(self) -> str:
+        """The decision in a line: ``exact;overlap=3/5;mode=kv``."""
+        chosen = self.chosen
+        overlap = chosen.candidate.overlap_blocks if chosen else 0
+        return f"{self.how};overlap={overlap}/{self.size.blocks};mode={self.mode}"
+
+
+# A term of the kv cost: (request, candidate, least active prefill among the eligible, policy) ->
+# cost in blocks. Each is reported by name in ``Scored.terms``.
+Term = Callable[[RequestSize, Candidate, float, Policy], float]
+
+
+def prefill_term(
+    size: RequestSize, candidate: Candidate, least_prefill: float, policy: Policy
+) -> float:
+    """Prefill work in blocks, less what the cache saves.
+
+    ``scale · max(0, (active_prefill_tokens + isl) / block_size − credit · overlap)``, where
+    ``credit = overlap_score_credit / (1 + decay · excess)`` and ``excess = (active_prefill −
+    least active_prefill) / isl``. Source: Dynamo's KV router, cost function of 1.x.
+    """
+    excess = 0.0
+    if size.prompt_tokens > 0:
+        excess = (candidate.active_prefill_tokens - least_prefill) / size.prompt_tokens
+    credit = policy.overlap_score_credit / (1.0 + policy.overlap_score_credit_decay * excess)
+    work = (candidate.active_prefill_tokens + size.prompt_tokens) / size.block_size
+    return policy.prefill_load_scale * max(0.0, work - credit * candidate.overlap_blocks)
+
+
+def decode_term(size: RequestSize, candidate: Candidate, _: float, __: Policy) -> float:
+    """Blocks held once this request runs as well."""
+    return candidate.active_decode_blocks + size.blocks
+
+
+def requests_term(_: RequestSize, candidate: Candidate, __: float, policy: Policy) -> float:
+    """``decode_active_request_weight`` for each active request."""
+    return policy.decode_active_request_weight * candidate.active_requests
+
+
+KV_TERMS: Mapping[str, Term] = {
+    "prefill": prefill_term,
+    "decode": decode_term,
+    "requests": requests_term,
+}
+
+
+def _rank_kv(
+    size: RequestSize, eligible: Sequence[Candidate], policy: Policy, rng: Rng, _: int
+) -> list[Scored]:
+    least_prefill = min(candidate.active_prefill_tokens for candidate in eligible)
+    scored = []
+    for candidate in eligible:
+        terms = {
+            name: term(size, candidate, least_prefill, policy) for name, term in KV_TERMS.items()
+        }
+        scored.append(Scored(candidate, sum(terms.values()), terms))
+    if policy.temperature > 0:
+        return _softmax_order(scored, policy.temperature, rng)
+    # Equal costs: the worker with fewer requests, then the one with the emptier cache (its blocks
+    # are the cheapest to give up), then chance, so that no worker is preferred by its name.
+    return sorted(
+        scored,
+        key=lambda s: (
+            s.cost,
+            s.candidate.active_requests,
+            s.candidate.cached_blocks,
+            rng.random(),
+        ),
+    )
+
+
+def _softmax_order(scored: Sequence[Scored], temperature: float, rng: Rng) -> list[Scored]:
+    """An order drawn without replacement with weights ``exp(−cost' / temperature)``.
+
+    ``cost'`` is the cost scaled to [0, 1] over the candidates. Adding Gumbel noise to the log
+    weights and sorting draws exactly that (Yellott 1977), so the fallback list follows the same
+    law as the pick.
+    """
+    lowest = min(s.cost for s in scored)
+    spread = max(s.cost for s in scored) - lowest
+
+    def key(s: Scored) -> float:
+        scaled = (s.cost - lowest) / spread if spread > 0 else 0.0
+        gumbel = -math.log(-math.log(max(rng.random(), 5e-324)))
+        return scaled / temperature - gumbel
+
+    return sorted(scored, key=key)
+
+
+def _requests_in_flight(candidate: Candidate) -> tuple[float, float]:
+    return (candidate.active_requests, candidate.active_prefill_tokens)
+
+
+def _unscored(candidates: Sequence[Candidate]) -> list[Scored]:
+    return [Scored(candidate, candidate.active_requests) for candidate in candidates]
+
+
+def _shuffled(eligible: Sequence[Candidate], rng: Rng) -> list[Candidate]:
+    return [
+        candidate
+        for _, candidate in sorted(
+            ((rng.random(), candidate) for candidate in eligible), key=lambda pair: pair[0]
+        )
+    ]
+
+
+def _rank_least_loaded(
+    _: RequestSize, eligible: Sequence[Candidate], __: Policy, rng: Rng, ___: int
+) -> list[Scored]:
+    return _unscored(sorted(_shuffled(eligible, rng), key=_requests_in_flight))
+
+
+def _rank_power_of_two(
+    _: RequestSize, eligible: Sequence[Candidate], __: Policy, rng: Rng, ___: int
+) -> list[Scored]:
+    shuffled = _shuffled(eligible, rng)
+    return _unscored(sorted(shuffled[:2], key=_requests_in_flight) + shuffled[2:])
+
+
+def _rank_random(
+    _: RequestSize, eligible: Sequence[Candidate], __: Policy, rng: Rng, ___: int
+) -> list[Scored]:
+    return _unscored(_shuffled(eligible, rng))
+
+
+def _rank_round_robin(
+    _: RequestSize, eligible: Sequence[Candidate], __: Policy, ___: Rng, turn: int
+) -> list[Scored]:
+    ordered = sorted(eligible, key=lambda candidate: candidate.name)
+    start = turn % len(ordered)
+    return _unscored(ordered[start:] + ordered[:start])
+
+
+# mode -> (request, eligible candidates (at least one), policy, rng, turn) -> best first
+MODES: Mapping[
+    str, Callable[[RequestSize, Sequence[Candidate], Policy, Rng, int], list[Scored]]
+] = {
+    "kv": _rank_kv,
+    "round-robin": _rank_round_robin,
+    "random": _rank_random,
+    "least-loaded": _rank_least_loaded,
+    "power-of-two": _rank_power_of_two,
+}
+
+
+def choose(
+    size: RequestSize,
+    candidates: Sequence[Candidate],
+    policy: Policy,
+    rng: Rng,
+    *,
+    turn: int = 0,
+    tokens_exact: bool = True,
+) -> Decision:
+    """Rank ``candidates`` for a request.
+
+    ``turn`` is the number of the choice, for round-robin. ``tokens_exact`` says whether the
+    overlaps were computed from the engine's own tokens; without them, or in a mode that looks at
+    load alone, the decision is ``load-only``. With tokens it is ``exact`` if the cache of every
+    eligible candidate is, else ``approximate``.
+    """
+    eligible = [candidate for candidate in candidates if not candidate.dropped]
+    dropped = tuple(candidate for candidate in candidates if candidate.dropped)
+    ranked = MODES[policy.mode](size, eligible, policy, rng, turn) if eligible else []
+    if policy.mode != "kv" or not tokens_exact:
+        how = How.LOAD_ONLY
+    elif all(candidate.exact for candidate in eligible):
+        how = How.EXACT
+    else:
+        how = How.APPROXIMATE
+    return Decision(size, policy.mode, how, tuple(ranked), dropped)

@@ -1,0 +1,132 @@
+"""How busy each worker is, from the workers' own words.
+
+A worker's stream tells when a request was accepted, gave its first token and ended, whichever
+picker sent it; that is the truth. Between a pick and its acceptance nobody but the picker knows
+of it, so the picker books the request under a key of its own until the worker confirms it. That
+blind window is short and measured; with several pickers each multiplies its unconfirmed bookings
+by their number, as the others are probably just as far ahead of what the worker says.
+
+Stock engines confirm nothing: there a booking lives until its stream ends, and its prefill is
+taken as done after an estimated time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+STOCK_PREFILL_TOKENS_PER_S = 10_000.0
+"""The prefill speed assumed of an engine that reports none. It only shapes the decay of bookings
+on stock engines, whose prefill would otherwise count until the last token."""
+
+
+@dataclass(slots=True)
+class _Request:
+    prefill_tokens: int  # uncached prompt tokens; 0 once the first token came
+    decode_blocks: int
+    booked_at: float  # seconds, the caller's clock
+
+
+@dataclass(slots=True)
+class WorkerLoad:
+    """What one worker has in hand.
+
+    Invariant: the sums equal the sums over ``accepted`` and ``booked``.
+    """
+
+    block_size: int
+    confirms: bool  # the worker's stream reports acceptances
+    pickers: int = 1
+    draining: bool = False
+    waiting: int = 0  # the engine's own queue, as published or scraped
+    kv_blocks_used: int = 0
+    kv_blocks_total: int = 0
+    accepted: dict[str, _Request] = field(default_factory=dict)  # booking key -> request
+    booked: dict[str, _Request] = field(default_factory=dict)  # not confirmed yet
+    accepted_prefill_tokens: int = 0
+    accepted_decode_blocks: int = 0
+    booked_prefill_tokens: int = 0
+    booked_decode_blocks: int = 0
+
+    def _blocks(self, tokens: int) -> int:
+        return -(-max(tokens, 0) // self.block_size)
+
+    def book(self, key: str, prompt_tokens: int, cached_tokens: int, now: float) -> None:
+        """A pick sent to this worker: ``prompt_tokens``, of which ``cached_tokens`` are cached."""
+        request = _Request(max(0, prompt_tokens - cached_tokens), self._blocks(prompt_tokens), now)
+        self._drop_booking(key)
+        self.booked[key] = request
+        self.booked_prefill_tokens += request.prefill_tokens
+        self.booked_decode_blocks += request.decode_blocks
+
+    def _drop_booking(self, key: str) -> _Request | None:
+        request = self.booked.pop(key, None)
+        if request is not None:
+            self.booked_prefill_tokens -= request.prefill_tokens
+            self.booked_decode_blocks -= request.decode_blocks
+        return request
+
+    def accept(self, key: str, prompt_tokens: int, cached_tokens: int, now: float) -> float | None:
+        """The worker has the request. Returns the blind window in seconds if we had booked it.
+
+        ``prompt_tokens`` −1 (the worker can't know) keeps what the booking said.
+        """
+        booking = self._drop_booking(key)
+        self.finish(key)
+        if prompt_tokens >= 0:
+            request = _Request(
+                max(0, prompt_tokens - max(cached_tokens, 0)), self._blocks(prompt_tokens), now
+            )
+        elif booking is not None:
+            request = _Request(booking.prefill_tokens, booking.decode_blocks, now)
+        else:
+            request = _Request(0, 0, now)
+        self.accepted[key] = request
+        self.accepted_prefill_tokens += request.prefill_tokens
+        self.accepted_decode_blocks += request.decode_blocks
+        return now - booking.booked_at if booking is not None else None
+
+    def first_token(self, key: str) -> None:
+        """The prefill of the request is done."""
+        request = self.accepted.get(key)
+        if request is not None:
+            self.accepted_prefill_tokens -= request.prefill_tokens
+            request.prefill_tokens = 0
+
+    def finish(self, key: str) -> None:
+        """The request has ended, however it ended."""
+        request = self.accepted.pop(key, None)
+        if request is not None:
+            self.accepted_prefill_tokens -= request.prefill_tokens
+            self.accepted_decode_blocks -= request.decode_blocks
+
+    def release(self, key: str) -> None:
+        """The picker's stream for this request has ended.
+
+        Only the booking goes: a request that the worker accepted ends when the worker says so.
+        """
+        self._drop_booking(key)
+
+    def reset_accepted(self) -> None:
+        """Forget what the worker said (a snapshot follows, or the worker restarted)."""
+        self.accepted.clear()
+        self.accepted_prefill_tokens = 0
+        self.accepted_decode_blocks = 0
+
+    def active_prefill_tokens(self, now: float) -> float:
+        """Uncached prompt tokens still to compute, unconfirmed ones scaled by the pickers."""
+        if self.confirms:
+            return self.accepted_prefill_tokens + self.pickers * self.booked_prefill_tokens
+        return sum(
+            max(0.0, r.prefill_tokens - (now - r.booked_at) * STOCK_PREFILL_TOKENS_PER_S)
+            for r in self.booked.values()
+        )
+
+    def active_decode_blocks(self) -> float:
+        """Blocks held by running requests."""
+        scale = self.pickers if self.confirms else 1
+        return self.accepted_decode_blocks + scale * self.booked_decode_blocks
+
+    def active_requests(self) -> float:
+        """Requests in hand."""
+        scale = self.pickers if self.confirms else 1
+        return len(self.accepted) + scale * len(self.booked)
