@@ -1,0 +1,63 @@
+"""The status server over real sockets."""
+
+import json
+import logging
+
+import aiohttp
+import pytest
+from dynamo_runtime import logs
+from dynamo_runtime.lifecycle import Lifecycle
+from dynamo_runtime.status import AddressInUse, StatusServer
+from prometheus_client import CollectorRegistry, Counter
+
+
+async def test_probes_and_metrics() -> None:
+    lifecycle, registry = Lifecycle(), CollectorRegistry()
+    Counter("dynamo_test", "A count.", registry=registry).inc()
+    server = StatusServer(lifecycle, registry, "127.0.0.1", 0)
+    await server.start()
+    base = f"http://127.0.0.1:{server.port}"
+    try:
+        async with aiohttp.ClientSession() as session:
+
+            async def get(path: str) -> tuple[int, str]:
+                async with session.get(base + path) as answer:
+                    return answer.status, await answer.text()
+
+            lifecycle.set_not_ready("waiting for workers")
+            status, body = await get("/ready")
+            assert status == 503
+            assert json.loads(body) == {
+                "ready": False,
+                "phase": "starting",
+                "reason": "waiting for workers",
+            }
+            assert (await get("/live"))[0] == 200
+            lifecycle.set_ready()
+            assert (await get("/ready"))[0] == (await get("/health"))[0] == 200
+            lifecycle.request_stop("SIGTERM")
+            assert (await get("/ready"))[0] == 503
+            assert (await get("/live"))[0] == 200
+            assert "dynamo_test_total 1.0" in (await get("/metrics"))[1]
+        with pytest.raises(AddressInUse, match=rf"can't listen on 127.0.0.1:{server.port}: "):
+            await StatusServer(Lifecycle(), registry, "127.0.0.1", server.port).start()
+    finally:
+        await server.stop()
+
+
+def test_json_lines_carry_the_request_id() -> None:
+    record = logging.LogRecord("a.b", logging.INFO, "f", 1, "hello %s", ("you",), None)
+    token = logs.request_id.set("req-1")
+    try:
+        line = json.loads(logs.JsonFormatter("epp").format(record))
+    finally:
+        logs.request_id.reset(token)
+    assert line["message"] == "hello you"
+    assert (line["component"], line["request_id"]) == ("epp", "req-1")
+    assert line["ts"].endswith("Z")
+    assert "request_id" not in json.loads(logs.JsonFormatter("epp").format(record))
+
+
+def test_an_unknown_level_is_refused() -> None:
+    with pytest.raises(ValueError, match="log level 'LOUD' is unknown; use one of DEBUG"):
+        logs.configure("test", "LOUD")
