@@ -1,0 +1,1 @@
+"""The custom resources: models, loading and explaining manifests, conversion, generated CRDs."""
