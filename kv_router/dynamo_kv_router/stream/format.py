@@ -56,6 +56,8 @@ class WorkerInfo(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     """Such as `{"chat_template_content_format": "auto"}`."""
     exact_events: bool = True
     """False while the launcher cannot chain all of the engine's events."""
+    loras: list[str] = []
+    """Those of `models` that are LoRA adapters: their block keys have seeds of their own."""
 
 
 class Stored(msgspec.Struct, array_like=True, frozen=True, tag="+"):
