@@ -1,0 +1,25 @@
+"""Rules for every test of the repository: in CI nothing is skipped in silence."""
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+# Reasons for which a test may be skipped in CI, by how the reason starts. All else must run there.
+ALLOWED_SKIPS = (
+    "the corpora are not here",  # CORPORA is unset: the folder is not part of this repository
+)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and os.environ.get("CI") == "true" and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        allowed = reason.removeprefix("Skipped: ").startswith(ALLOWED_SKIPS)
+        if not allowed or os.environ.get("CORPORA"):
+            report.outcome = "failed"
+            report.longrepr = f"skipped in CI, where it must run: {reason}"
+    return report
