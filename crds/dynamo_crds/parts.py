@@ -49,7 +49,7 @@ class Metadata(Model):
         | None
     ) = None
     generate_name: str | None = None
-    namespace: DnsLabel | None = None
+    namespace: str | None = None
     labels: StringMap = Field(default_factory=dict)
     annotations: StringMap = Field(default_factory=dict)
     finalizers: list[str] = Field(default_factory=list)

@@ -11,6 +11,7 @@ values before they validate; inside opaque objects it is kept.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -69,10 +70,10 @@ def quantity_number(value: int | str) -> float:
         raise ValueError(f"{value!r} is not {QUANTITY_EXPECTED}")
     digits, suffix = match.groups()
     if suffix.endswith("i"):
-        return float(digits) * 1024.0 ** float(_SUFFIX[suffix[0].replace("K", "k")])
+        return float(digits) * math.pow(1024.0, _SUFFIX[suffix[0].replace("K", "k")])
     if suffix[:1] in ("e", "E") and len(suffix) > 1:
-        return float(digits) * 10.0 ** float(suffix[1:])
-    return float(digits) * 1000.0 ** float(_SUFFIX[suffix])
+        return float(digits) * math.pow(10.0, float(suffix[1:]))
+    return float(digits) * math.pow(1000.0, _SUFFIX[suffix])
 
 
 def without_null(value: Any) -> Any:
@@ -84,7 +85,8 @@ def without_null(value: Any) -> Any:
     return value
 
 
-def _drop_null_entries(value: Any) -> Any:
+def drop_null_entries(value: Any) -> Any:
+    """`value` without the entries that are `null`, if it is a mapping; not deeper."""
     if isinstance(value, dict):
         return {key: item for key, item in value.items() if item is not None}
     return value
@@ -115,7 +117,7 @@ Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 DnsLabel = Annotated[str, Field(min_length=1, max_length=63, pattern=DNS_LABEL_PATTERN)]
 TopologyDomain = Annotated[str, Field(pattern=TOPOLOGY_DOMAIN_PATTERN)]
 QuantityText = Annotated[str, Field(pattern=QUANTITY_PATTERN)]
-StringMap = Annotated[dict[str, str], BeforeValidator(_drop_null_entries)]
+StringMap = Annotated[dict[str, str], BeforeValidator(drop_null_entries)]
 Quantity = Annotated[
     int | str,
     PlainValidator(_quantity),
@@ -127,7 +129,7 @@ Quantity = Annotated[
         }
     ),
 ]
-QuantityMap = Annotated[dict[str, Quantity], BeforeValidator(_drop_null_entries)]
+QuantityMap = Annotated[dict[str, Quantity], BeforeValidator(drop_null_entries)]
 Opaque = Annotated[
     dict[str, Any],
     WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True}),
@@ -180,11 +182,13 @@ class Model(BaseModel):
     )
 
     rules: ClassVar[tuple[Rule, ...]] = ()
+    elsewhere: ClassVar[Mapping[str, str]] = {}
+    """Names that people look for in this object, and what to write instead."""
 
     @model_validator(mode="before")
     @classmethod
     def _prune_null(cls, data: Any) -> Any:
-        return _drop_null_entries(data)
+        return drop_null_entries(data)
 
     @model_validator(mode="after")
     def _apply_rules(self) -> Self:

@@ -232,6 +232,34 @@ class Component(Model):
     experimental: ComponentExperimental | None = None
     """Settings whose shape may still change."""
 
+    elsewhere = {
+        "componentType": "type",
+        "subComponentType": "type: prefill or type: decode",
+        "env": "podTemplate.spec.containers[main].env",
+        "envs": "podTemplate.spec.containers[main].env",
+        "envFromSecret": "podTemplate.spec.containers[main].envFrom",
+        "resources": "podTemplate.spec.containers[main].resources",
+        "image": "podTemplate.spec.containers[main].image",
+        "command": "podTemplate.spec.containers[main].command",
+        "args": "podTemplate.spec.containers[main].args",
+        "livenessProbe": "podTemplate.spec.containers[main].livenessProbe",
+        "readinessProbe": "podTemplate.spec.containers[main].readinessProbe",
+        "volumeMounts": "podTemplate.spec.containers[main].volumeMounts",
+        "volumes": "podTemplate.spec.volumes",
+        "containers": "podTemplate.spec.containers",
+        "nodeSelector": "podTemplate.spec.nodeSelector",
+        "tolerations": "podTemplate.spec.tolerations",
+        "extraPodSpec": "podTemplate.spec (extraPodSpec is v1alpha1's)",
+        "extraPodMetadata": "podTemplate.metadata",
+        "labels": "podTemplate.metadata.labels",
+        "annotations": "podTemplate.metadata.annotations",
+        "sharedMemory": "sharedMemorySize",
+        "checkpoint": "experimental.checkpoint",
+        "failover": "experimental.failover",
+        "gpuMemoryService": "experimental.gpuMemoryService",
+        "ingress": "an Ingress or HTTPRoute of your own that points at the frontend's Service",
+        "autoscaling": "scalingAdapter: {} and an autoscaler that addresses the adapter",
+    }
     rules = (
         Rule(
             "eppConfig may only be set when type is epp",
@@ -308,6 +336,11 @@ class GraphSpec(Model):
     experimental: GraphExperimental | None = None
     """Settings whose shape may still change."""
 
+    elsewhere = {
+        "services": "components, a list with names (services is v1alpha1's)",
+        "envs": "env",
+        "pvcs": "PersistentVolumeClaims of your own and podTemplate.spec.volumes",
+    }
     rules = (
         RESTART_UNSET_ON_CREATE,
         Rule(
