@@ -60,7 +60,7 @@ claim continent
 """
 
 FIELD_WORDS = """
-token tokens tokenizer request requests response responses prompt prompts prefix prefill decode
+hello hi token tokens tokenizer request requests response responses prompt prompts prefix prefill decode
 decoding block blocks cache cached caching model models engine engines worker workers router
 routing route routed gateway endpoint endpoints frontend backend cluster graph operator controller
 resource resources manifest namespace deployment service services container containers pod pods
@@ -227,7 +227,7 @@ def texts() -> Iterator[str]:
         # Field words start again near the top, so that they are learned whole as well.
         times = 2 + 2000 // (10 + rank % len(common))
         yield f" {word}" * times
-        yield f"{word.capitalize()} {word.capitalize()}" * (1 + times // 8)
+        yield f"{word.capitalize()}\n {word.capitalize()}\n" * (1 + times // 8)
         yield f"\n{word} " * (1 + times // 8)
     for word in common[:400] + field:
         if len(word) > 3:
