@@ -1,0 +1,298 @@
+"""The gRPC shell with a real client: no gRPC error, one release for each route, health names."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from dynamo_epp.extproc import PickRequest, Refusal, Route
+from dynamo_epp.server import AccessEntry, PickerServer
+from envoy.service.accesslog.v3 import als_pb2
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+
+PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
+LOGS = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs"
+HEALTH = "/grpc.health.v1.Health/"
+
+
+class ScriptedPicker:
+    """Does what the test says; remembers what was released."""
+
+    def __init__(self) -> None:
+        self.behaviour: Callable[[PickRequest], Awaitable[Route | Refusal]] = self.route
+        self.picked: list[Route] = []
+        self.freed: list[Route] = []
+        self.release = asyncio.Event()
+
+    async def route(self, _: PickRequest) -> Route:
+        self.picked.append(Route(("127.0.0.1:1",)))
+        return self.picked[-1]
+
+    async def pick(self, request: PickRequest) -> Route | Refusal:
+        return await self.behaviour(request)
+
+    def released(self, route: Route) -> None:
+        self.freed.append(route)
+        self.release.set()
+
+
+class Peer:
+    """An ext_proc client, as Envoy is one."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.call = channel.stream_stream(PROCESS)()
+
+    async def say(self, message: pb.ProcessingRequest) -> None:
+        await self.call.write(message.SerializeToString())
+
+    async def hear(self) -> pb.ProcessingResponse | None:
+        data = await self.call.read()
+        return None if data == grpc.aio.EOF else pb.ProcessingResponse.FromString(data)
+
+
+@pytest.fixture
+def picker() -> ScriptedPicker:
+    return ScriptedPicker()
+
+
+@pytest.fixture
+def entries() -> list[AccessEntry]:
+    return []
+
+
+@pytest.fixture
+async def server(
+    picker: ScriptedPicker, entries: list[AccessEntry], tmp_path: Path
+) -> AsyncIterator[PickerServer]:
+    server = PickerServer(picker, ready=lambda: True, on_access=entries.append)
+    await server.start(f"unix:{tmp_path}/epp.sock")
+    yield server
+    await server.stop(0)
+
+
+@pytest.fixture
+async def channel(server: PickerServer, tmp_path: Path) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/epp.sock") as channel:
+        yield channel
+
+
+def head(end: bool = True) -> pb.ProcessingRequest:
+    message = pb.ProcessingRequest()
+    message.request_headers.end_of_stream = end
+    header = message.request_headers.headers.headers.add()
+    header.key, header.raw_value = ":path", b"/v1/models"
+    return message
+
+
+async def test_a_held_stream_is_released_when_the_peer_ends_it(
+    picker: ScriptedPicker, channel: grpc.aio.Channel
+) -> None:
+    peer = Peer(channel)
+    await peer.say(head())
+    answer = await peer.hear()
+    assert answer is not None
+    assert answer.request_headers.response.clear_route_cache
+    assert picker.freed == []
+    await peer.call.done_writing()
+    assert await peer.hear() is None
+    assert await peer.call.code() == grpc.StatusCode.OK
+    assert picker.freed == picker.picked
+
+
+async def test_a_held_stream_is_released_when_the_peer_cancels(
+    picker: ScriptedPicker, channel: grpc.aio.Channel, server: PickerServer
+) -> None:
+    peer = Peer(channel)
+    await peer.say(head())
+    await peer.hear()
+    peer.call.cancel()
+    await picker.release.wait()
+    assert picker.freed == picker.picked
+    assert server.streams == 0
+
+
+async def test_a_peer_that_leaves_during_the_pick_cancels_it(
+    picker: ScriptedPicker, channel: grpc.aio.Channel
+) -> None:
+    begun, undone = asyncio.Event(), asyncio.Event()
+
+    async def queue_for_ever(_: PickRequest) -> Route:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            undone.set()
+        raise AssertionError
+
+    picker.behaviour = queue_for_ever
+    peer = Peer(channel)
+    await peer.say(head())
+    await begun.wait()
+    peer.call.cancel()
+    await undone.wait()
+    assert picker.freed == []
+
+
+async def test_a_picker_that_finishes_although_cancelled_is_released(
+    picker: ScriptedPicker, channel: grpc.aio.Channel
+) -> None:
+    begun = asyncio.Event()
+
+    async def stubborn(request: PickRequest) -> Route:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return await picker.route(request)
+        raise AssertionError
+
+    picker.behaviour = stubborn
+    peer = Peer(channel)
+    await peer.say(head())
+    await begun.wait()
+    peer.call.cancel()
+    await picker.release.wait()
+    assert picker.freed == picker.picked
+    assert len(picker.freed) == 1
+
+
+async def test_a_failing_picker_is_an_error_body_not_a_grpc_error(
+    picker: ScriptedPicker, channel: grpc.aio.Channel, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(_: PickRequest) -> Route:
+        raise RuntimeError("no idea")
+
+    picker.behaviour = fail
+    peer = Peer(channel)
+    await peer.say(head())
+    answer = await peer.hear()
+    assert answer is not None
+    assert answer.immediate_response.status.code == 500
+    assert json.loads(answer.immediate_response.body)["error"]["type"] == "internal_error"
+    assert await peer.hear() is None
+    assert await peer.call.code() == grpc.StatusCode.OK
+    assert "no idea" in caplog.text
+
+
+async def test_garbage_is_no_grpc_error(channel: grpc.aio.Channel) -> None:
+    peer = Peer(channel)
+    await peer.call.write(b"\xff\xff\xff")
+    answer = await peer.hear()
+    assert answer is not None
+    assert answer.immediate_response.status.code == 500
+    assert await peer.call.code() == grpc.StatusCode.OK
+
+
+async def test_draining_lets_a_held_stream_end(
+    picker: ScriptedPicker, channel: grpc.aio.Channel, server: PickerServer
+) -> None:
+    peer = Peer(channel)
+    await peer.say(head())
+    await peer.hear()
+    stopping = asyncio.create_task(server.stop(30))
+    await asyncio.sleep(0)
+    await peer.call.done_writing()
+    assert await peer.call.code() == grpc.StatusCode.OK
+    await stopping
+    assert picker.freed == picker.picked
+
+
+@pytest.mark.parametrize(
+    ("service", "status"),
+    [
+        ("", 1),
+        ("liveness", 1),
+        ("readiness", 1),
+        ("envoy.service.ext_proc.v3.ExternalProcessor", 1),
+        ("inference-extension", 1),
+    ],
+)
+async def test_health_names(channel: grpc.aio.Channel, service: str, status: int) -> None:
+    request = b"\x0a" + bytes((len(service),)) + service.encode() if service else b""
+    assert await channel.unary_unary(HEALTH + "Check")(request) == bytes((8, status))
+
+
+async def test_health_of_an_unknown_name_is_not_found(channel: grpc.aio.Channel) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await channel.unary_unary(HEALTH + "Check")(b"\x0a\x04nope")
+    assert error.value.code() == grpc.StatusCode.NOT_FOUND
+    assert "inference-extension" in str(error.value.details())
+
+
+async def test_health_follows_readiness_on_its_own_port_too(
+    picker: ScriptedPicker, tmp_path: Path
+) -> None:
+    ready = False
+    server = PickerServer(picker, ready=lambda: ready)
+    await server.start(f"unix:{tmp_path}/a.sock", health_address=f"unix:{tmp_path}/b.sock")
+    try:
+        async with grpc.aio.insecure_channel(f"unix:{tmp_path}/b.sock") as channel:
+            check = channel.unary_unary(HEALTH + "Check")
+            assert await check(b"\x0a\x09readiness") == b"\x08\x02"
+            assert await check(b"\x0a\x08liveness") == b"\x08\x01"
+            watch = channel.unary_stream(HEALTH + "Watch")(b"")
+            assert await watch.read() == b"\x08\x02"
+            ready = True
+            assert await watch.read() == b"\x08\x01"
+            watch.cancel()
+            # Health is all that this port has.
+            call = channel.stream_stream(PROCESS)()
+            assert await call.code() == grpc.StatusCode.UNIMPLEMENTED
+    finally:
+        await server.stop(0)
+
+
+async def test_a_taken_port_is_an_os_error(picker: ScriptedPicker) -> None:
+    first, second = (PickerServer(picker, ready=lambda: True) for _ in range(2))
+    port = await first.start("127.0.0.1:0")
+    try:
+        with pytest.raises(OSError, match=f"127.0.0.1:{port}"):
+            await second.start(f"127.0.0.1:{port}")
+    finally:
+        await first.stop(0)
+
+
+async def test_access_log_entries(
+    channel: grpc.aio.Channel, entries: list[AccessEntry], caplog: pytest.LogCaptureFixture
+) -> None:
+    message = als_pb2.StreamAccessLogsMessage()
+    entry = message.http_logs.log_entry.add()
+    common = entry.common_properties
+    common.upstream_remote_address.socket_address.address = "10.0.0.1"
+    common.upstream_remote_address.socket_address.port_value = 8000
+    common.upstream_request_attempt_count = 2
+    common.response_flags.upstream_connection_failure = True
+    common.time_to_first_upstream_rx_byte.nanos = 5_000_000
+    common.metadata.filter_metadata["envoy.lb"].fields["x-dynamo-routing"].string_value = "exact"
+    entry.request.request_id, entry.request.path = "abc", "/v1/completions"
+    entry.request.request_method, entry.request.request_body_bytes = 3, 17  # POST
+    entry.response.response_code.value, entry.response.response_body_bytes = 200, 99
+    bare = als_pb2.StreamAccessLogsMessage()
+    bare.http_logs.log_entry.add()
+
+    call = channel.stream_unary(LOGS)()
+    for data in (b"\xff\xff", message.SerializeToString(), bare.SerializeToString()):
+        await call.write(data)
+    await call.done_writing()
+    await call
+    assert entries[0] == AccessEntry(
+        request_id="abc",
+        method="POST",
+        path="/v1/completions",
+        status=200,
+        flags=("upstream_connection_failure",),
+        details="",
+        upstream="10.0.0.1:8000",
+        attempts=2,
+        first_byte_s=0.005,
+        last_byte_s=None,
+        request_bytes=17,
+        response_bytes=99,
+        routing="exact",
+    )
+    assert (entries[1].upstream, entries[1].flags, entries[1].first_byte_s) == ("", (), None)
+    assert not caplog.records
