@@ -26,7 +26,7 @@ Fields = dict[str, Any]
 
 # A content part with one of these keys carries media, whatever its `type` says (vLLM's rule).
 _MEDIA_KEYS = frozenset(
-    [
+    {
         "audio_embeds",
         "audio_url",
         "image_embeds",
@@ -37,7 +37,7 @@ _MEDIA_KEYS = frozenset(
         "prompt_embeds",
         "video_embeds",
         "video_url",
-    ]
+    }
 )
 _TEXT_PARTS = frozenset(
     ["text", "input_text", "output_text", "refusal", "thinking", "tool_reference"]
