@@ -1,0 +1,5 @@
+"""The engines as the picker sees them: what the registry says, what they say of themselves.
+
+`worker` is the state of one engine, `pool` keeps it in step with the endpoint snapshots and owns
+the prefix index, `streams` follows our own workers, `stock` follows engines without our launcher.
+"""

@@ -1,0 +1,152 @@
+"""Follows our own workers: their stream becomes index entries, load and outcomes.
+
+The worker is the truth about itself, so whatever its stream says replaces what the picker thought.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from dynamo_kv_router.stream.format import (
+    Accepted,
+    Cleared,
+    Event,
+    Finished,
+    FirstToken,
+    Info,
+    Load,
+    Removed,
+    Snapshot,
+    Stored,
+    WorkerInfo,
+    unpack_keys,
+)
+from dynamo_kv_router.stream.subscriber import WorkerSubscriber
+
+from dynamo_epp.endpoints.pool import Pool
+from dynamo_epp.endpoints.worker import Worker
+
+log = logging.getLogger(__name__)
+
+
+class RequestWatcher(Protocol):
+    """Whom a stream tells about requests, of whichever picker."""
+
+    def on_accepted(self, worker: Worker, booking: str, blind_window_s: float | None) -> None: ...
+
+    def on_first_token(self, worker: Worker, booking: str) -> None: ...
+
+    def on_finished(self, worker: Worker, event: Finished) -> None: ...
+
+    def on_described(self, worker: Worker, info: WorkerInfo) -> None:
+        """The worker told what it is; its tokenizer may have to be fetched."""
+        ...
+
+    def on_lost(self, worker: Worker, reason: str) -> None: ...
+
+
+class StreamFollower:
+    """One worker's stream, applied to the pool. ``clock`` gives monotonic seconds."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        worker: Worker,
+        watcher: RequestWatcher,
+        *,
+        subscriber: str,
+        clock: Callable[[], float],
+    ) -> None:
+        endpoint = worker.endpoint
+        if endpoint.stream_port is None:
+            raise ValueError(f"{endpoint.name} has no worker stream")
+        self._pool = pool
+        self._worker = worker
+        self._watcher = watcher
+        self._clock = clock
+        host = f"[{endpoint.address}]" if ":" in endpoint.address else endpoint.address
+        self._subscriber = WorkerSubscriber(
+            endpoint.name, f"tcp://{host}:{endpoint.stream_port}", self, subscriber=subscriber
+        )
+
+    async def start(self) -> None:
+        await self._subscriber.start()
+
+    async def stop(self) -> None:
+        await self._subscriber.stop()
+
+    def on_snapshot(self, _: str, snapshot: Snapshot) -> None:
+        worker, now = self._worker, self._clock()
+        self._describe(snapshot.info)
+        self._pool.index.clear(worker.slot)
+        self._pool.index.store(worker.slot, unpack_keys(snapshot.keys))
+        worker.load.reset_accepted()
+        for request in snapshot.bookings:
+            window = worker.load.accept(
+                request.booking, request.prompt_tokens, request.cached_tokens, now
+            )
+            self._watcher.on_accepted(worker, request.booking, window)
+            if request.first_token:
+                worker.load.first_token(request.booking)
+        self._apply_load(snapshot.load)
+        self._set_live(snapshot.info)
+
+    def _describe(self, info: WorkerInfo) -> None:
+        self._pool.describe(
+            self._worker,
+            model=info.model,
+            models=info.models,
+            loras=info.loras,
+            block_size=info.block_size,
+            total_blocks=info.total_blocks,
+            max_model_len=info.max_model_len,
+        )
+        self._watcher.on_described(self._worker, info)
+
+    def _set_live(self, info: WorkerInfo) -> None:
+        self._pool.set_live(
+            self._worker,
+            info.exact_events,
+            "" if info.exact_events else "its launcher can't chain all of the engine's events",
+        )
+
+    def _apply_load(self, load: Load) -> None:
+        view = self._worker.load
+        view.pickers = max(1, load.pickers)
+        view.draining = load.draining
+        view.waiting = load.waiting
+        view.kv_blocks_used = load.kv_blocks_used
+        view.kv_blocks_total = load.kv_blocks_total
+
+    def on_events(self, _: str, events: list[Event]) -> None:
+        worker, index, now = self._worker, self._pool.index, self._clock()
+        for event in events:
+            match event:
+                case Stored(keys=keys):
+                    index.store(worker.slot, unpack_keys(keys))
+                case Removed(keys=keys):
+                    index.remove(worker.slot, unpack_keys(keys))
+                case Cleared():
+                    index.clear(worker.slot)
+                case Accepted(booking=key, prompt_tokens=prompt, cached_tokens=cached):
+                    window = worker.load.accept(key, prompt, cached, now)
+                    self._watcher.on_accepted(worker, key, window)
+                case FirstToken(booking=key):
+                    worker.load.first_token(key)
+                    self._watcher.on_first_token(worker, key)
+                case Finished(booking=key):
+                    worker.load.finish(key)
+                    self._watcher.on_finished(worker, event)
+                case Load():
+                    self._apply_load(event)
+                case Info(info=info):
+                    self._describe(info)
+                    self._set_live(info)
+
+    def on_lost(self, _: str, reason: str) -> None:
+        log.warning("worker %s: stream lost: %s", self._worker.name, reason)
+        self._worker.load.reset_accepted()
+        self._pool.forget_cache(self._worker, f"stream lost: {reason}")
+        self._watcher.on_lost(self._worker, reason)

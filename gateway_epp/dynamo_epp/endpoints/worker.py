@@ -1,0 +1,67 @@
+"""One engine as the picker sees it.
+
+Registry, worker stream and scrapes each know a part; this is where the parts meet. Nothing here
+does I/O: followers call in what they learned, and the scheduler reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dynamo_kv_router.load import WorkerLoad
+from dynamo_runtime.discovery import Endpoint
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """State of one engine. ``slot`` is its small integer in the prefix index."""
+
+    endpoint: Endpoint
+    slot: int
+    load: WorkerLoad
+    model: str = ""
+    """Its base model's served name; "" until it told."""
+    models: frozenset[str] = frozenset()
+    """Every name it answers to: the model, its aliases and its LoRA adapters."""
+    loras: frozenset[str] = frozenset()
+    """Those of ``models`` that are LoRA adapters."""
+    block_size: int = 0
+    """Tokens a block; 0 until known."""
+    live: bool = False
+    """What the index holds of it is current."""
+    exact: bool = False
+    """What the index holds of it is all that it caches."""
+    problem: str = "not heard of yet"
+    """Why it is not ``live`` or not ``exact``; "" if it is both."""
+    tokenizer: str = ""
+    """Name of its tokenizer in the tokenizer shelf; "" if the engine itself must be asked."""
+    total_blocks: int = 0
+    max_model_len: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.endpoint.name
+
+    @property
+    def stock(self) -> bool:
+        """No launcher of ours stands beside the engine."""
+        return self.endpoint.stream_port is None
+
+    def chain(self, model: str) -> tuple[str, str, int]:
+        """What names the chain of block keys of a request for ``model`` here.
+
+        (base model, LoRA adapter or "", tokens a block).
+        """
+        return self.model, model if model in self.loras else "", self.block_size
+
+    def state(self) -> str:
+        """One word for metrics and tables."""
+        if self.endpoint.terminating:
+            return "terminating"
+        if self.load.draining:
+            return "draining"
+        if not self.endpoint.ready:
+            return "not-ready"
+        if not self.live:
+            return "cache-unknown"
+        return "exact" if self.exact else "approximate"

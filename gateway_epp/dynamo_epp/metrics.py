@@ -1,0 +1,156 @@
+"""The picker's metrics.
+
+Where Dynamo measures the same thing the name is Dynamo's, so that people's dashboards and
+autoscalers go on; what only this picker knows is ``dynamo_epp_*``. Labels are bounded: models come
+from workers, never from what a client wrote.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_MILLISECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 1000)
+_TOKENS = (16, 64, 256, 1024, 4096, 16384, 65536, 262144)
+_RATIO = tuple(n / 10 for n in range(11))
+
+
+class PickerMetrics:
+    """All metrics of one picker, on one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        model = ("model",)
+        # Dynamo's names
+        self.requests = Counter(
+            "dynamo_frontend_requests",
+            "Requests that ended, by HTTP status class of the answer.",
+            ("model", "endpoint", "request_type", "status"),
+            registry=registry,
+        )
+        self.started = Counter(
+            "dynamo_frontend_requests_started", "Requests taken.", model, registry=registry
+        )
+        self.active = Gauge(
+            "dynamo_frontend_active_requests",
+            "Requests with an open stream to the picker.",
+            model,
+            registry=registry,
+        )
+        self.ttft = Histogram(
+            "dynamo_frontend_time_to_first_token_seconds",
+            "From the pick to the first token, as the worker reports it.",
+            model,
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.duration = Histogram(
+            "dynamo_frontend_request_duration_seconds",
+            "From the first byte of the request to the last of the answer, as Envoy logs it.",
+            model,
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.input_tokens = Histogram(
+            "dynamo_frontend_input_sequence_tokens",
+            "Prompt tokens of requests that were tokenized.",
+            model,
+            buckets=_TOKENS,
+            registry=registry,
+        )
+        self.output_tokens = Histogram(
+            "dynamo_frontend_output_sequence_tokens",
+            "Generated tokens, where the engine reports them.",
+            model,
+            buckets=_TOKENS,
+            registry=registry,
+        )
+        self.cached_tokens = Histogram(
+            "dynamo_frontend_cached_tokens",
+            "Prompt tokens that the engine took from its cache, where it reports them.",
+            model,
+            buckets=_TOKENS,
+            registry=registry,
+        )
+        self.hit_rate = Histogram(
+            "dynamo_component_router_kv_hit_rate",
+            "Share of the prompt's blocks that the chosen worker caches.",
+            model,
+            buckets=_RATIO,
+            registry=registry,
+        )
+        # the picker's own
+        self.decisions = Counter(
+            "dynamo_epp_decisions",
+            "Picks, by how they were made: exact, approximate, load-only.",
+            ("model", "how", "mode"),
+            registry=registry,
+        )
+        self.refusals = Counter(
+            "dynamo_epp_refusals",
+            "Requests answered by the picker itself.",
+            ("status", "reason"),
+            registry=registry,
+        )
+        self.pick_ms = Histogram(
+            "dynamo_epp_pick_milliseconds",
+            "From the whole request to the answer, by stage.",
+            ("stage",),
+            buckets=_MILLISECONDS,
+            registry=registry,
+        )
+        self.blind_window = Histogram(
+            "dynamo_epp_blind_window_seconds",
+            "From the pick to the worker's confirmation: how long only the picker knew of it.",
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5),
+            registry=registry,
+        )
+        self.tokenization = Counter(
+            "dynamo_epp_tokenization_checks",
+            "Prompt token counts compared with the engine's: match, mismatch, unreported.",
+            ("model", "result"),
+            registry=registry,
+        )
+        self.tokenization_exact = Gauge(
+            "dynamo_epp_tokenization_exact",
+            "1 while the picker's tokens of this model count as exact, else 0.",
+            model,
+            registry=registry,
+        )
+        self.workers = Gauge(
+            "dynamo_epp_workers",
+            "Workers by state: exact, approximate, cache-unknown, not-ready, draining, "
+            "terminating.",
+            ("state",),
+            registry=registry,
+        )
+        self.cached_blocks = Gauge(
+            "dynamo_epp_index_blocks",
+            "Blocks in the prefix index, summed over workers.",
+            registry=registry,
+        )
+        self.lost = Counter(
+            "dynamo_epp_worker_streams_lost",
+            "Times that what was known of a worker's cache became void.",
+            registry=registry,
+        )
+        self.missed = Counter(
+            "dynamo_epp_picks_not_followed",
+            "Requests that Envoy sent to another endpoint than the first of the pick.",
+            ("reason",),
+            registry=registry,
+        )
+        self.stripped = Counter(
+            "dynamo_epp_client_kv_transfer_params_removed",
+            "Requests whose kv_transfer_params, which no client may set, were removed.",
+            registry=registry,
+        )
+
+    WORKER_STATES = (
+        "exact",
+        "approximate",
+        "cache-unknown",
+        "not-ready",
+        "draining",
+        "terminating",
+    )

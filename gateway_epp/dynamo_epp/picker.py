@@ -1,0 +1,381 @@
+"""The picker: a request in, a ranked list of endpoints out, and a journal of why.
+
+Everything that decides is elsewhere and pure (filters, cost, choice). This module is the order in
+which those parts run, the bookings that tie a pick to what the worker says of it later, and the
+answers given where no pick is possible.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from dynamo_kv_router.choice import Decision, Policy, RequestSize, Rng, choose
+from dynamo_kv_router.extras import block_extras
+from dynamo_kv_router.stream.format import Finished, WorkerInfo
+from dynamo_runtime.logs import request_id as request_id_of
+
+from dynamo_epp.endpoints.pool import Pool
+from dynamo_epp.endpoints.worker import Worker
+from dynamo_epp.explain import Entry, Journal
+from dynamo_epp.extproc import PickRequest, Refusal, Route
+from dynamo_epp.metrics import PickerMetrics
+from dynamo_epp.requests import (
+    BadRequest,
+    ParsedRequest,
+    error_body,
+    parse,
+    strip_kv_transfer_params,
+)
+from dynamo_epp.scheduling.candidates import candidates, overlaps
+from dynamo_epp.server import AccessEntry
+from dynamo_epp.tokenize import NotExact
+
+log = logging.getLogger(__name__)
+
+BOOKING_HEADER = "x-dynamo-booking"
+REASON_HEADER = "x-llm-d-request-dropped-reason"
+BYTES_PER_TOKEN = 4
+"""Rule of thumb for prompts that were not tokenized; it only sizes the load booked for them."""
+DEFAULT_BLOCK_SIZE = 16
+FALLBACKS = 3
+"""Endpoints named behind the first one, for Envoy to retry on."""
+
+
+class Tokenization(Protocol):
+    """Prompt tokens exactly as the engine will have them, or not at all."""
+
+    async def encode(self, request: ParsedRequest, workers: list[Worker]) -> npt.NDArray[np.uint32]:
+        """Raises ``NotExact``."""
+        ...
+
+    def on_described(self, worker: Worker, info: WorkerInfo) -> None: ...
+
+    def check(self, worker: Worker, model: str, predicted: int, reported: int) -> None:
+        """Compare a prompt's token count with the engine's (−1: not reported)."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Booking:
+    """A pick between its answer and the end of its stream."""
+
+    key: str
+    worker: Worker
+    entry: Entry
+    picked_at: float  # monotonic seconds
+    open: bool = True  # the stream has not ended
+
+
+class KvPicker:
+    """Chooses among the pool's workers. Implements ``extproc.Picker``.
+
+    ``clock`` gives monotonic seconds, ``wall`` Unix seconds; ``replica`` is unique per picker
+    process and starts every booking key. A request that comes before the pool is warm waits at
+    most ``warm_up_s`` seconds.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        tokenization: Tokenization,
+        policy: Policy,
+        metrics: PickerMetrics,
+        journal: Journal,
+        *,
+        replica: str,
+        rng: Rng,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+        warm_up_s: float = 5.0,
+    ) -> None:
+        self._pool = pool
+        self._tokenization = tokenization
+        self._policy = policy
+        self._metrics = metrics
+        self._journal = journal
+        self._replica = replica
+        self._rng = rng
+        self._clock = clock
+        self._wall = wall
+        self._warm_up_s = warm_up_s
+        self._warmed = False
+        self._turn = 0
+        self._bookings: dict[str, Booking] = {}  # until the stream and the request both ended
+
+    # --- extproc.Picker
+
+    async def pick(self, request: PickRequest) -> Route | Refusal:
+        started = self._clock()
+        headers = request.head.headers
+        request_id = headers.get("x-request-id", "")
+        request_id_of.set(request_id)
+        path = request.head.path.partition("?")[0]
+        body = request.body or b""
+        try:
+            parsed = parse(path, body)
+        except BadRequest as error:
+            return self._refuse(
+                error.status, error.message, "bad-request", param=error.param, code=error.code
+            )
+        if not self._warmed:
+            self._warmed = await self._pool.wait_warm(self._warm_up_s)
+        workers = self._pool.models(ready=False).get(parsed.model)
+        if workers is None:
+            return self._refuse_unserved(parsed.model)
+        parsed_at = self._clock()
+
+        tokens: npt.NDArray[np.uint32] | None = None
+        reason = ""
+        if self._policy.mode != "kv":
+            reason = f"mode {self._policy.mode} looks at no tokens"
+        else:
+            try:
+                tokens = await self._tokenization.encode(parsed, workers)
+            except NotExact as error:
+                reason = str(error)
+        tokenized_at = self._clock()
+
+        decision = self._decide(parsed, tokens, tokenized_at)
+        chosen = decision.chosen
+        if chosen is None:
+            return self._refuse(
+                503,
+                f"No worker for {parsed.model} can take requests at the moment.",
+                "rejected-no-endpoints",
+            )
+        if not reason and decision.how != "exact":
+            reason = self._why_approximate(decision)
+        entry = Entry(
+            request_id=request_id,
+            time=self._wall(),
+            path=path,
+            model=parsed.model,
+            stream=parsed.stream,
+            decision=decision,
+            reason=reason,
+            prompt_tokens=-1 if tokens is None else len(tokens),
+            stages_ms={
+                "parse": (parsed_at - started) * 1e3,
+                "tokenize": (tokenized_at - parsed_at) * 1e3,
+            },
+        )
+        route = self._route(parsed, body, decision, entry)
+        done = self._clock()
+        entry.stages_ms["choose"] = (done - tokenized_at) * 1e3
+        self._journal.add(entry)
+        self._count(entry, done - started)
+        return route
+
+    def released(self, route: Route) -> None:
+        booking = route.booking
+        if not isinstance(booking, Booking):
+            return
+        booking.open = False
+        booking.worker.load.release(booking.key)
+        self._metrics.active.labels(booking.entry.model).dec()
+        if booking.worker.stock or booking.key not in booking.worker.load.accepted:
+            self._bookings.pop(booking.key, None)
+
+    # --- endpoints.streams.RequestWatcher
+
+    def on_accepted(self, worker: Worker, key: str, blind_window_s: float | None) -> None:
+        booking = self._bookings.get(key)
+        if booking is None:
+            return
+        if booking.worker is not worker:  # the proxy went down the list
+            booking.worker.load.release(key)
+            booking.worker = worker
+            booking.entry.outcome["served_by"] = worker.name
+        if blind_window_s is not None:
+            self._metrics.blind_window.observe(blind_window_s)
+            booking.entry.outcome["blind_window_s"] = round(blind_window_s, 6)
+
+    def on_first_token(self, worker: Worker, key: str) -> None:
+        booking = self._bookings.get(key)
+        if booking is not None:
+            seconds = self._clock() - booking.picked_at
+            self._metrics.ttft.labels(booking.entry.model).observe(seconds)
+            booking.entry.outcome["first_token_s"] = round(seconds, 6)
+
+    def on_finished(self, worker: Worker, event: Finished) -> None:
+        booking = self._bookings.pop(event.booking, None)
+        if booking is None:
+            return
+        entry, model = booking.entry, booking.entry.model
+        if event.prompt_tokens >= 0:
+            entry.outcome["prompt_tokens"] = event.prompt_tokens
+        if event.cached_tokens >= 0:
+            entry.outcome["cached_tokens"] = event.cached_tokens
+            self._metrics.cached_tokens.labels(model).observe(event.cached_tokens)
+        if event.completion_tokens >= 0:
+            entry.outcome["completion_tokens"] = event.completion_tokens
+            self._metrics.output_tokens.labels(model).observe(event.completion_tokens)
+        if entry.prompt_tokens >= 0 and event.status == 200:
+            self._tokenization.check(worker, model, entry.prompt_tokens, event.prompt_tokens)
+
+    def on_described(self, worker: Worker, info: WorkerInfo) -> None:
+        self._tokenization.on_described(worker, info)
+
+    def on_lost(self, worker: Worker, reason: str) -> None:
+        self._metrics.lost.inc()
+
+    # --- the proxy's access log
+
+    def on_access_log(self, logged: AccessEntry) -> None:
+        entry = self._journal.get(logged.request_id)
+        if entry is None:
+            return
+        outcome = entry.outcome
+        outcome["status"] = logged.status
+        outcome["upstream"] = logged.upstream
+        outcome["attempts"] = logged.attempts
+        if logged.flags:
+            outcome["flags"] = ",".join(logged.flags)
+        if logged.last_byte_s is not None:
+            outcome["duration_s"] = round(logged.last_byte_s, 6)
+            self._metrics.duration.labels(entry.model).observe(logged.last_byte_s)
+        self._metrics.requests.labels(
+            entry.model,
+            entry.path.removeprefix("/v1/").replace("/", "_"),
+            "stream" if entry.stream else "unary",
+            "success" if 200 <= logged.status < 400 else "error",
+        ).inc()
+        picked = entry.decision.endpoints[0]
+        if logged.upstream and logged.upstream != picked:
+            self._metrics.missed.labels("retried" if logged.attempts > 1 else "unknown").inc()
+
+    # --- the pieces of a pick
+
+    def _decide(
+        self, parsed: ParsedRequest, tokens: npt.NDArray[np.uint32] | None, now: float
+    ) -> Decision:
+        pool = self._pool
+        workers = pool.workers.values()
+        sizes = [w.block_size for w in workers if parsed.model in w.models and w.block_size]
+        block_size = min(sizes, default=DEFAULT_BLOCK_SIZE)
+        if tokens is None:
+            matched: dict[tuple[str, str, int], dict[int, int]] = {}
+            size = RequestSize(max(1, parsed.body_bytes // BYTES_PER_TOKEN), block_size)
+        else:
+            chains = {w.chain(parsed.model) for w in workers if parsed.model in w.models}
+            extras = block_extras(cache_salt=parsed.cache_salt)
+            matched = overlaps(pool.index, chains, tokens, extras)
+            size = RequestSize(len(tokens), block_size)
+        decision = choose(
+            size,
+            candidates(workers, parsed.model, matched, pool.index, now),
+            self._policy,
+            self._rng,
+            turn=self._turn,
+            tokens_exact=tokens is not None,
+        )
+        self._turn += 1
+        return decision
+
+    def _why_approximate(self, decision: Decision) -> str:
+        vague = [s.candidate.name for s in decision.ranked if not s.candidate.exact]
+        problems = {
+            f"{name}: {self._pool.workers[name].problem or 'cache not known in full'}"
+            for name in vague[:3]
+        }
+        return "; ".join(sorted(problems))
+
+    def _route(self, parsed: ParsedRequest, body: bytes, decision: Decision, entry: Entry) -> Route:
+        assert decision.chosen is not None
+        chosen = decision.chosen.candidate
+        worker = self._pool.workers[chosen.name]
+        prompt = decision.size.prompt_tokens
+        cached = min(chosen.overlap_blocks * max(1, worker.block_size), prompt)
+        key = f"{self._replica}-{self._turn}"
+        now = self._clock()
+        worker.load.book(key, prompt, cached, now)
+        booking = Booking(key, worker, entry, now)
+        self._bookings[key] = booking
+        self._metrics.started.labels(parsed.model).inc()
+        self._metrics.active.labels(parsed.model).inc()
+        stripped = strip_kv_transfer_params(body) if parsed.has_kv_transfer_params else None
+        if stripped is not None:
+            self._metrics.stripped.inc()
+        return Route(
+            endpoints=decision.endpoints[: 1 + FALLBACKS],
+            set_headers=((BOOKING_HEADER, f"{key};tokens={prompt};cached={cached}"),),
+            body=stripped,
+            routing=decision.routing(),
+            booking=booking,
+        )
+
+    def _count(self, entry: Entry, seconds: float) -> None:
+        decision, metrics = entry.decision, self._metrics
+        metrics.decisions.labels(entry.model, str(decision.how), decision.mode).inc()
+        for stage, milliseconds in entry.stages_ms.items():
+            metrics.pick_ms.labels(stage).observe(milliseconds)
+        metrics.pick_ms.labels("total").observe(seconds * 1e3)
+        if entry.prompt_tokens >= 0:
+            metrics.input_tokens.labels(entry.model).observe(entry.prompt_tokens)
+            if decision.chosen is not None and decision.size.blocks:
+                overlap = decision.chosen.candidate.overlap_blocks
+                metrics.hit_rate.labels(entry.model).observe(overlap / decision.size.blocks)
+
+    # --- refusals
+
+    def _refuse_unserved(self, model: str) -> Refusal:
+        served = sorted(self._pool.models(ready=False))
+        if not served:
+            return self._refuse(
+                503, "No worker has come up yet.", "rejected-no-endpoints", code="no_workers"
+            )
+        return self._refuse(
+            404,
+            f"The model {model!r} does not exist. Served: {', '.join(served)}.",
+            "unknown-model",
+            param="model",
+            code="model_not_found",
+        )
+
+    def _refuse(
+        self,
+        status: int,
+        message: str,
+        reason: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+    ) -> Refusal:
+        self._metrics.refusals.labels(str(status), reason).inc()
+        return Refusal(
+            status,
+            error_body(status, message, param=param, code=code),
+            (("content-type", "application/json"), (REASON_HEADER, reason)),
+        )
+
+    # --- for the status server
+
+    def state(self) -> dict[str, Any]:
+        """Workers as `/debug/workers` shows them."""
+        now = self._clock()
+        return {
+            "warm": self._pool.warm(),
+            "workers": [
+                {
+                    "name": worker.name,
+                    "endpoint": worker.endpoint.hostport,
+                    "role": worker.endpoint.role,
+                    "state": worker.state(),
+                    "problem": worker.problem,
+                    "models": sorted(worker.models),
+                    "block_size": worker.block_size,
+                    "cached_blocks": self._pool.index.blocks(worker.slot),
+                    "active_requests": worker.load.active_requests(),
+                    "active_prefill_tokens": worker.load.active_prefill_tokens(now),
+                    "active_decode_blocks": worker.load.active_decode_blocks(),
+                    "waiting": worker.load.waiting,
+                    "pickers": worker.load.pickers,
+                }
+                for worker in self._pool.workers.values()
+            ],
+        }

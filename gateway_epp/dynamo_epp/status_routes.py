@@ -1,0 +1,107 @@
+"""What the picker answers over HTTP: models, health, and the reasons of its decisions.
+
+`/v1/models` and `/health` are what Envoy lets clients ask; the rest (`/debug/…`) is on the status
+server only, for those who run the cluster.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+from aiohttp import web
+from dynamo_runtime.lifecycle import Lifecycle
+
+from dynamo_epp.endpoints.pool import Pool
+from dynamo_epp.explain import Journal
+from dynamo_epp.picker import KvPicker
+from dynamo_epp.requests import error_body
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinities; they become ``null``."""
+    return None if isinstance(value, float) and not math.isfinite(value) else str(value)
+
+
+def _json(data: Any, status: int = 200) -> web.Response:
+    return web.Response(
+        body=msgspec.json.encode(data, enc_hook=_finite),
+        status=status,
+        content_type="application/json",
+    )
+
+
+def add_status_routes(
+    app: web.Application,
+    lifecycle: Lifecycle,
+    pool: Pool,
+    picker: KvPicker,
+    journal: Journal,
+    started_at: int,
+) -> None:
+    """Add the routes to a status server that has not started. ``started_at``: Unix seconds."""
+
+    def describe(model: str) -> dict[str, Any]:
+        workers = pool.models(ready=True)[model]
+        entry: dict[str, Any] = {
+            "id": model,
+            "object": "model",
+            "created": started_at,
+            "owned_by": "dynamo",
+        }
+        lengths = [worker.max_model_len for worker in workers if worker.max_model_len]
+        if lengths:
+            entry["max_model_len"] = min(lengths)
+        if all(model in worker.loras for worker in workers):
+            entry["parent"] = workers[0].model
+        return entry
+
+    async def models(_: web.Request) -> web.Response:
+        served = sorted(pool.models(ready=True))
+        return _json({"object": "list", "data": [describe(model) for model in served]})
+
+    async def model(request: web.Request) -> web.Response:
+        name = request.match_info["model"]
+        if name not in pool.models(ready=True):
+            text = error_body(
+                404, f"The model {name!r} does not exist.", param="model", code="model_not_found"
+            )
+            return web.Response(body=text, status=404, content_type="application/json")
+        return _json(describe(name))
+
+    async def health(_: web.Request) -> web.Response:
+        workers = [w for w in pool.workers.values() if w.endpoint.ready]
+        state = "healthy" if lifecycle.ready else "not_ready"
+        return _json(
+            {
+                "status": state,
+                "reason": lifecycle.reason,
+                "endpoints": sorted(pool.models(ready=True)),
+                "instances": [
+                    {"name": w.name, "address": w.endpoint.hostport, "state": w.state()}
+                    for w in workers
+                ],
+            },
+            200 if lifecycle.ready else 503,
+        )
+
+    async def decisions(request: web.Request) -> web.Response:
+        wanted = request.query.get("request_id")
+        if wanted is not None:
+            entry = journal.get(wanted)
+            return _json({"decisions": [] if entry is None else [entry.to_json()]})
+        limit = request.query.get("limit", "50")
+        if not limit.isdecimal():
+            text = error_body(400, f"limit is {limit!r}; it must be a number", param="limit")
+            return web.Response(body=text, status=400, content_type="application/json")
+        return _json({"decisions": [entry.to_json() for entry in journal.newest(int(limit))]})
+
+    async def workers(_: web.Request) -> web.Response:
+        return _json(picker.state())
+
+    app.router.add_get("/v1/models", models)
+    app.router.add_get("/v1/models/{model:.+}", model)
+    app.router.add_get("/health", health)
+    app.router.add_get("/debug/decisions", decisions)
+    app.router.add_get("/debug/workers", workers)
