@@ -1,0 +1,50 @@
+"""What rendering has to say beside the manifests.
+
+A field that is accepted but not rendered, or a container that is changed, is never silent: each
+gives a note with a reason that machines can match (it becomes the condition's reason) and a
+message for people.
+"""
+
+from dataclasses import dataclass
+
+RUNTIME_UNSUPPORTED = "RuntimeUnsupported"
+RUNTIME_MAPPED = "RuntimeMapped"
+FLAGS_TRANSLATED = "FlagsTranslated"
+TYPE_INFERRED = "TypeInferred"
+ROLE_CONFLICT = "RoleConflict"
+IMAGE_DEFAULTED = "ImageDefaulted"
+FRONTEND_SIDECAR_REPLACED = "FrontendSidecarReplaced"
+LABEL_RESERVED = "LabelReserved"
+DRAIN_EXCEEDS_GRACE = "DrainExceedsGrace"
+SERVICE_RENAMED = "ServiceRenamed"
+NOTHING_TO_SCALE = "PlannerHasNothingToScale"
+DISCOVERY_BACKEND_IGNORED = "DiscoveryBackendIgnored"
+CONNECTOR_UNSUPPORTED = "KvConnectorUnsupported"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Note:
+    """One thing the author of a graph should know."""
+
+    component: str
+    """Name of the component it is about; "" for the graph as a whole."""
+    reason: str
+    """CamelCase, stable: `MultinodeNotRendered`, `RuntimeUnsupported`, …"""
+    message: str
+    """One sentence: what was found and what became of it."""
+
+    def __str__(self) -> str:
+        where = f"component {self.component}: " if self.component else ""
+        return f"{where}{self.reason}: {self.message}"
+
+
+class Notes:
+    """Collects notes in the order they arise."""
+
+    __slots__ = ("items",)
+
+    def __init__(self) -> None:
+        self.items: list[Note] = []
+
+    def add(self, component: str, reason: str, message: str) -> None:
+        self.items.append(Note(component, reason, message))

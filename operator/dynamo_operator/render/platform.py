@@ -1,0 +1,60 @@
+"""What rendering must know about the platform beside the graph: plain data, given by the caller.
+
+The operator fills it from its configuration, the local runner and `dynamo render` from
+defaults, tests by hand. Nothing in `render` reads an environment variable, a file or a clock.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from dynamo_runtime import __version__
+
+IMAGE_NAMES = ("frontend", "epp", "worker", "vllm", "planner")
+"""Names of this platform's images: `<prefix><name>:<tag>`."""
+
+OWN_REPOSITORY = "dynamo-platform/"
+"""The repository that all of this platform's images share, whatever registry holds them."""
+
+NVIDIA_PREFIX = "nvcr.io/nvidia/ai-dynamo/"
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """The platform a graph is rendered for."""
+
+    namespace: str = "default"
+    """Namespace of a graph whose metadata names none."""
+
+    images: Mapping[str, str] = field(
+        default_factory=lambda: MappingProxyType({NVIDIA_PREFIX: OWN_REPOSITORY}), hash=False
+    )
+    """Image prefix of another distribution → prefix of our images that take its place.
+    The longest matching prefix wins; add a mirror of NVIDIA's registry as one more entry."""
+
+    own_prefix: str = OWN_REPOSITORY
+    """Prefix of the images used where a graph names none (registry included)."""
+
+    image_tag: str = __version__
+    """Tag of our images where they take the place of others."""
+
+    image_pull_secrets: tuple[str, ...] = ()
+    """Names of Secrets put on pods whose author gave none."""
+
+    drain_seconds: int = 900
+    """Longest time running requests get to finish after SIGTERM, in seconds."""
+
+    shared_memory_size: str = "8Gi"
+    """Size limit of /dev/shm in workers that give none (a Kubernetes quantity; "0" for none)."""
+
+    def image(self, name: str, prefix: str | None = None) -> str:
+        """Full reference of our image `name`, below `prefix` (default: `own_prefix`)."""
+        return f"{self.own_prefix if prefix is None else prefix}{name}:{self.image_tag}"
+
+    def replacement_prefix(self, image: str) -> str | None:
+        """The prefix of our images that replaces `image`'s, or None if it is not mapped."""
+        best = ""
+        for prefix in self.images:
+            if len(prefix) > len(best) and image.startswith(prefix):
+                best = prefix
+        return self.images[best] if best else None
