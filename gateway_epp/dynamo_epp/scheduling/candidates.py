@@ -13,7 +13,6 @@ from dynamo_kv_router.keys import block_keys, model_seed
 from dynamo_epp.endpoints.worker import Worker
 from dynamo_epp.scheduling.filters import reason_to_drop
 
-
 Chain = tuple[str, str, int]
 """(base model, LoRA adapter or "", tokens a block): see ``Worker.chain``."""
 
