@@ -1,0 +1,80 @@
+"""Cleans up after a runner that died without doing so (SIGKILL, power of a second Ctrl-C).
+
+Started as a process of its own beside each run, with nothing but the standard library, and reads
+its standard input: ``remove PATH`` lines say what to delete should the runner die, ``done`` says
+that nothing is left to do. End of input without ``done`` means the runner is gone: whatever
+carries the run's marker in its environment is killed, then the paths are removed.
+
+Direct children of a runner die with it by themselves (``runtime.child``); this is for what those
+have started: an engine's own worker processes know nothing of us.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+MARKER = "DYNAMO_UP_CONTAINER"  # = <run>/<pod>/<container>/<attempt>
+PATIENCE_S = 10.0
+
+
+def marked(prefix: str) -> list[int]:
+    """Processes, ourselves excepted, whose marker begins with ``prefix``."""
+    wanted = f"\0{MARKER}={prefix}".encode()
+    found: list[int] = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) != os.getpid():
+            try:
+                if wanted in b"\0" + (process / "environ").read_bytes():
+                    found.append(int(process.name))
+            except OSError:
+                continue  # gone, or another user's
+    return found
+
+
+def sweep(prefix: str, patience_s: float = PATIENCE_S) -> bool:
+    """SIGKILL every process marked with ``prefix`` until there is none; false if one remains."""
+    deadline = time.monotonic() + patience_s
+    while pids := marked(prefix):
+        if time.monotonic() > deadline:
+            return False
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except OSError:
+                continue
+        time.sleep(0.01)  # a killed process stays visible until the kernel has taken it apart
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    try:
+        path.unlink()
+    except OSError:
+        return
+
+
+def _main(run: str) -> None:
+    # Ctrl-C is for the runner; the keeper goes when the runner has gone.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    paths: list[Path] = []
+    for line in sys.stdin:
+        word, _, path = line.rstrip("\n").partition(" ")
+        if word == "done":
+            return
+        paths.append(Path(path))
+    sweep(f"{run}/")
+    for path in paths:
+        _remove(path)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])
