@@ -16,10 +16,10 @@ from dynamo_operator.render.merge import Json
 _REFERENCE = re.compile(r"(\$\$)|\$\(([-._a-zA-Z][-._a-zA-Z0-9]*)\)")
 
 
-def references(value: Any) -> list[str]:
+def references(value: Any) -> Sequence[str]:
     """Names that `value` refers to as `$(NAME)`; `$$(NAME)` is an escaped dollar, no reference."""
     if not isinstance(value, str) or "$(" not in value:
-        return []
+        return ()
     return [match[2] for match in _REFERENCE.finditer(value) if match[2]]
 
 
@@ -30,13 +30,18 @@ def merged(*layers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     something before it refers to, and could refer to in the concatenation, moves before that.
     Of overrides that refer to each other in a circle, one keeps an unresolved reference.
     """
-    flat = [entry for layer in layers for entry in layer if isinstance(entry, Mapping)]
+    flat: list[Mapping[str, Any]] = [
+        entry for layer in layers for entry in layer if isinstance(entry, dict)
+    ]
     winner: dict[Any, int] = {}
     first: dict[Any, int] = {}
     for position, entry in enumerate(flat):
         name = entry.get("name")
         winner[name] = position
         first.setdefault(name, position)
+
+    if len(winner) == len(flat):
+        return flat  # nothing is overridden, so the concatenation is right as it is
 
     ordered: list[Mapping[str, Any]] = []
     placed: set[Any] = set()

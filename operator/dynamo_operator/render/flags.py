@@ -163,12 +163,12 @@ def translate(words: Iterable[Word], rules: Mapping[str, Rule]) -> Translation:
     in vLLM; `--flag=value` and `--flag value` are the same."""
     result = Translation()
     given = list(words)
-    names = {_name(word) for word in given}
+    found = [_name(word) for word in given]
+    names = set(found)
     position = 0
     while position < len(given):
-        word = given[position]
+        word, name = given[position], found[position]
         position += 1
-        name = _name(word)
         rule = rules.get(name)
         if rule is None:
             result.words.append(word)
@@ -229,5 +229,7 @@ def _inline_value(word: Word) -> Word:
 
 def _name(word: Word) -> str:
     """The flag that a word names, without its value; "" if it is none."""
+    if word.raw[:1] not in ("-", "'", '"'):
+        return ""
     head = word.raw.partition("=")[0].strip("'\"")
     return head.replace("_", "-") if head.startswith("-") else ""

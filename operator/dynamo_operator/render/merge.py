@@ -13,7 +13,7 @@ Json = dict[str, Any]
 
 def mapping(value: Any) -> Mapping[str, Any]:
     """`value` if it is a map, else an empty one: `null` and absent mean the same."""
-    return value if isinstance(value, Mapping) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def entries(value: Any) -> list[Any]:
@@ -29,7 +29,7 @@ def present(value: Mapping[str, Any]) -> Json:
 def by_key(defaults: Sequence[Json], user: Iterable[Any], key: str) -> list[Any]:
     """The user's entries, after those defaults whose `key` no entry of the user's has."""
     given = list(user)
-    taken = {entry.get(key) for entry in given if isinstance(entry, Mapping)}
+    taken = {entry.get(key) for entry in given if isinstance(entry, dict)}
     return [entry for entry in defaults if entry[key] not in taken] + given
 
 
@@ -44,9 +44,9 @@ def ports(defaults: Sequence[Json], user: Iterable[Any]) -> list[Any]:
     numbers = {
         entry.get("containerPort")
         for entry in given
-        if isinstance(entry, Mapping) and entry.get("protocol", "TCP") == "TCP"
+        if isinstance(entry, dict) and entry.get("protocol", "TCP") == "TCP"
     }
-    names = {entry.get("name") for entry in given if isinstance(entry, Mapping)}
+    names = {entry.get("name") for entry in given if isinstance(entry, dict)}
     free = [
         port
         for port in defaults

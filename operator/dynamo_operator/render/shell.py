@@ -8,6 +8,7 @@ surely a simple one. This is no shell parser: whatever is not plainly words, quo
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 _BLANKS = " \t"
 _VARIABLE = re.compile(
@@ -16,13 +17,12 @@ _VARIABLE = re.compile(
 """`$NAME`, `${NAME…}`, and Kubernetes' `$(NAME)`, which is replaced before a shell sees it."""
 
 _PYTHON = re.compile(
-    r"(?:^|[\n;]|&&)[ \t]*(?P<command>(?:exec[ \t]+)?(?:[\w./-]*/)?python[0-9.]*[ \t]+-m[ \t]+"
+    r"(?:^|[\n;]|&&)[ \t]*(?:[A-Za-z_]\w*=[\w./:-]*[ \t]+)*(?P<command>(?:exec[ \t]+)?(?:[\w./-]*/)?python[0-9.]*[ \t]+-m[ \t]+"
     r"(?P<module>dynamo\.[a-z_.]+))(?=[ \t\n\\]|$)"
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
+class Word(NamedTuple):
     """One word of a command line."""
 
     raw: str
