@@ -163,6 +163,15 @@ def _executor(annotations: Any) -> Iterator[Violation]:
         yield Violation((EXECUTOR_ANNOTATION,), value, "mp or ray")
 
 
+EXECUTOR_RULE = Rule(
+    "podTemplate backend annotation must be mp or ray, case-insensitively",
+    f"!('{EXECUTOR_ANNOTATION}' in self)"
+    f" || self['{EXECUTOR_ANNOTATION}'].lowerAscii() in ['mp', 'ray']",
+    at="annotations",
+    check=_executor,
+)
+
+
 class PodMetadata(OpenModel):
     """Labels and annotations of pods."""
 
@@ -171,15 +180,7 @@ class PodMetadata(OpenModel):
     labels: StringMap = Field(default_factory=dict)
     """Labels."""
 
-    rules = (
-        Rule(
-            "podTemplate backend annotation must be mp or ray, case-insensitively",
-            f"!('{EXECUTOR_ANNOTATION}' in self)"
-            f" || self['{EXECUTOR_ANNOTATION}'].lowerAscii() in ['mp', 'ray']",
-            at="annotations",
-            check=_executor,
-        ),
-    )
+    rules = (EXECUTOR_RULE,)
 
 
 class PodTemplateCore(OpenModel):

@@ -7,7 +7,7 @@ beside a pod specification; `dynamo_crds.conversion` turns that into a pod templ
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -36,7 +36,7 @@ from dynamo_crds.parts import (
     RuntimeVersion,
     TopologyPack,
 )
-from dynamo_crds.pod import ExtraPodSpec, Probe
+from dynamo_crds.pod import EXECUTOR_RULE, ExtraPodSpec, Probe
 from dynamo_crds.schema import (
     LIST_SET,
     Bool,
@@ -145,6 +145,8 @@ class PodMetadataExtra(Model):
     """Annotations."""
     labels: StringMap = Field(default_factory=dict)
     """Labels."""
+
+    rules = (EXECUTOR_RULE,)
 
 
 class Failover(Model):
@@ -291,7 +293,7 @@ class SharedMemory(Model):
 class ServiceVolumeMount(Model):
     """One of the graph's PersistentVolumeClaims in a service's main container."""
 
-    name: str
+    name: Text
     """Name of the claim."""
     mount_point: str | None = None
     """Where it appears."""
@@ -375,7 +377,7 @@ class Service(Model):
     topology_constraint: TopologyPack | None = None
     """Domain that the pods stay within."""
 
-    elsewhere = {
+    elsewhere: ClassVar = {
         "type": "componentType, and subComponentType for prefill and decode",
         "env": "envs",
         "podTemplate": "extraPodSpec and extraPodMetadata (podTemplate is v1beta1's)",
@@ -391,6 +393,7 @@ class Service(Model):
     rules = (
         Rule("unknown componentType", at="componentType", check=_known_type),
         Rule("unknown subComponentType", at="subComponentType", check=_known_sub_type),
+        EXECUTOR_RULE,
         *MIN_AVAILABLE_RULES,
     )
 
@@ -465,9 +468,9 @@ def _one_picker(services: Any) -> Iterator[Violation]:
 class GraphSpec(Model):
     """The graph that is wanted."""
 
-    services: Annotated[dict[str, Service], Field(max_length=25), BeforeValidator(drop_null_entries)] = (
-        Field(default_factory=dict)
-    )
+    services: Annotated[
+        dict[str, Service], Field(max_length=25), BeforeValidator(drop_null_entries)
+    ] = Field(default_factory=dict)
     """The graph's parts by name."""
     backend_framework: Backend | None = None
     """Engine of the workers."""
@@ -490,7 +493,7 @@ class GraphSpec(Model):
     experimental: GraphExperimental | None = None
     """Settings whose shape may still change."""
 
-    elsewhere = {
+    elsewhere: ClassVar = {
         "components": "services, a map by name (components is v1beta1's)",
         "env": "envs",
     }

@@ -7,7 +7,7 @@ written for Dynamo are accepted unchanged.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -232,7 +232,7 @@ class Component(Model):
     experimental: ComponentExperimental | None = None
     """Settings whose shape may still change."""
 
-    elsewhere = {
+    elsewhere: ClassVar = {
         "componentType": "type",
         "subComponentType": "type: prefill or type: decode",
         "env": "podTemplate.spec.containers[main].env",
@@ -336,7 +336,7 @@ class GraphSpec(Model):
     experimental: GraphExperimental | None = None
     """Settings whose shape may still change."""
 
-    elsewhere = {
+    elsewhere: ClassVar = {
         "services": "components, a list with names (services is v1alpha1's)",
         "envs": "env",
         "pvcs": "PersistentVolumeClaims of your own and podTemplate.spec.volumes",
