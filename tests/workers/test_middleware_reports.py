@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(FOLDER))  # as the launcher puts it on the engine's path
-import dynamo_engine_middleware as middleware  # noqa: E402
+import dynamo_engine_middleware as middleware
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Report = list[Any]
