@@ -123,7 +123,9 @@ class KvPicker:
                 error.status, error.message, "bad-request", param=error.param, code=error.code
             )
         if not self._warmed:
-            self._warmed = await self._pool.wait_warm(self._warm_up_s)
+            # Once only: a worker that stays silent makes decisions approximate, not slow.
+            await self._pool.wait_warm(self._warm_up_s)
+            self._warmed = True
         workers = self._pool.models(ready=False).get(parsed.model)
         if workers is None:
             return self._refuse_unserved(parsed.model)
@@ -223,6 +225,10 @@ class KvPicker:
 
     def on_lost(self, worker: Worker, reason: str) -> None:
         self._metrics.lost.inc()
+        # Nobody will tell how these ended.
+        for key, booking in list(self._bookings.items()):
+            if booking.worker is worker and not booking.open:
+                del self._bookings[key]
 
     # --- the proxy's access log
 

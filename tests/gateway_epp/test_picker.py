@@ -1,0 +1,386 @@
+"""The picker over real worker streams: what it picks, books, and tells afterwards."""
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from dynamo_epp.endpoints.pool import Pool
+from dynamo_epp.endpoints.streams import StreamFollower
+from dynamo_epp.endpoints.worker import Worker
+from dynamo_epp.explain import Journal
+from dynamo_epp.extproc import PickRequest, Refusal, RequestHead, Route
+from dynamo_epp.metrics import PickerMetrics
+from dynamo_epp.picker import KvPicker
+from dynamo_epp.requests import ChatPrompt, ParsedRequest
+from dynamo_epp.server import AccessEntry
+from dynamo_epp.tokenize import NotExact
+from dynamo_kv_router.choice import Policy
+from dynamo_kv_router.keys import block_keys, model_seed
+from dynamo_kv_router.stream.format import Load, WorkerInfo
+from dynamo_kv_router.stream.publisher import WorkerPublisher
+from dynamo_runtime.discovery import Endpoint
+from prometheus_client import CollectorRegistry
+
+BLOCK = 4
+
+
+class WordTokens:
+    """One token a word of the last message; content "?" can't be tokenized."""
+
+    def __init__(self) -> None:
+        self.checked: list[tuple[str, int, int]] = []
+
+    async def encode(self, request: ParsedRequest, _: list[Worker]) -> npt.NDArray[np.uint32]:
+        assert isinstance(request.prompt, ChatPrompt)
+        content = request.prompt.messages[-1]["content"]
+        if content == "?":
+            raise NotExact("this one can't be known")
+        return np.array([int(word) for word in content.split()], dtype=np.uint32)
+
+    def on_described(self, worker: Worker, info: WorkerInfo) -> None:
+        pass
+
+    def check(self, worker: Worker, model: str, predicted: int, reported: int) -> None:
+        self.checked.append((worker.name, predicted, reported))
+
+
+class Snapshots:
+    """An endpoint source that the test feeds."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[tuple[Endpoint, ...]] = asyncio.Queue()
+
+    async def snapshots(self) -> AsyncIterator[tuple[Endpoint, ...]]:
+        while True:
+            yield await self.queue.get()
+
+
+@dataclass
+class World:
+    """A picker, its workers' publishers and a clock."""
+
+    picker: KvPicker
+    pool: Pool
+    source: Snapshots
+    publishers: list[WorkerPublisher]
+    endpoints: list[Endpoint]
+    tokens: WordTokens
+    journal: Journal
+    registry: CollectorRegistry
+
+    def worker(self, number: int) -> Worker:
+        return self.pool.workers[f"w-{number}"]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():
+                self.pool.changed.clear()
+                await asyncio.wait([asyncio.ensure_future(self.pool.changed.wait())], timeout=0.01)
+
+    async def ask(
+        self, words: Sequence[int] | str, request_id: str = "r", **extra: object
+    ) -> Route:
+        answer = await self.picker.pick(request(words, request_id, **extra))
+        assert isinstance(answer, Route), answer
+        return answer
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+
+def request(words: Sequence[int] | str, request_id: str = "r", **extra: object) -> PickRequest:
+    content = words if isinstance(words, str) else " ".join(map(str, words))
+    body = {"model": "m", "messages": [{"role": "user", "content": content}], **extra}
+    head = RequestHead("POST", "/v1/chat/completions", {"x-request-id": request_id})
+    return PickRequest(head, json.dumps(body).encode())
+
+
+def keys(words: Sequence[int], model: str = "m", lora: str = "") -> npt.NDArray[np.uint64]:
+    return block_keys(words, BLOCK, seed=model_seed(model, lora))
+
+
+def info(name: str) -> WorkerInfo:
+    return WorkerInfo(
+        worker=name,
+        model="m",
+        models=["m", "adapter"],
+        loras=["adapter"],
+        block_size=BLOCK,
+        total_blocks=100,
+        max_model_len=1000,
+        max_num_batched_tokens=0,
+        runtime="sim",
+    )
+
+
+@asynccontextmanager
+async def world(workers: int = 2, policy: Policy | None = None) -> AsyncIterator[World]:
+    publishers = [WorkerPublisher("tcp://127.0.0.1:0", info(f"w-{n}")) for n in range(workers)]
+    for publisher in publishers:
+        await publisher.start()
+    endpoints = [
+        Endpoint(f"w-{n}", f"127.0.0.{n + 2}", 8000, ready=True, stream_port=publisher.port)
+        for n, publisher in enumerate(publishers)
+    ]
+    source, tokens, journal = Snapshots(), WordTokens(), Journal(capacity=100)
+    registry = CollectorRegistry()
+    loop = asyncio.get_running_loop()
+
+    def follow(pool: Pool, worker: Worker) -> StreamFollower:
+        # The publishers are all on 127.0.0.1; the addresses of the engines differ.
+        stream = replace(worker.endpoint, address="127.0.0.1")
+        real, worker.endpoint = worker.endpoint, stream
+        follower = StreamFollower(pool, worker, picker, subscriber="p", clock=loop.time)
+        worker.endpoint = real
+        return follower
+
+    pool = Pool(source, follow)
+    picker = KvPicker(
+        pool,
+        tokens,
+        policy or Policy(),
+        PickerMetrics(registry),
+        journal,
+        replica="p",
+        rng=random.Random(0),
+        clock=loop.time,
+        wall=lambda: 1000.0,
+        warm_up_s=5.0,
+    )
+    await pool.start()
+    source.queue.put_nowait(tuple(endpoints))
+    assert await pool.wait_warm(5)
+    try:
+        yield World(picker, pool, source, publishers, endpoints, tokens, journal, registry)
+    finally:
+        await pool.stop()
+        for publisher in publishers:
+            await publisher.stop()
+
+
+async def test_the_worker_that_holds_the_prefix_is_picked() -> None:
+    async with world() as w:
+        w.publishers[1].store(keys(range(8)))
+        await w.until(lambda: w.pool.index.blocks(1) == 2)
+        route = await w.ask(range(12))
+        assert route.endpoints[0] == "127.0.0.3:8000"
+        assert route.endpoints == ("127.0.0.3:8000", "127.0.0.2:8000")
+        assert route.routing == "exact;overlap=2/3;mode=kv"
+        assert dict(route.set_headers) == {"x-dynamo-booking": "p-1;tokens=12;cached=8"}
+        assert route.body is None
+        entry = w.journal.get("r")
+        assert entry is not None
+        best, other = entry.to_json()["candidates"]
+        assert (best["name"], best["overlap_blocks"], best["terms"]["prefill"]) == ("w-1", 2, 1.0)
+        assert (other["name"], other["overlap_blocks"], other["dropped"]) == ("w-0", 0, "")
+        assert w.metric("dynamo_epp_decisions_total", model="m", how="exact", mode="kv") == 1
+
+
+async def test_an_adapter_and_a_salt_have_caches_of_their_own() -> None:
+    async with world() as w:
+        w.publishers[0].store(keys(range(8), lora="adapter"))
+        await w.until(lambda: w.pool.index.blocks(0) == 2)
+        assert "overlap=0/2" in (await w.ask(range(8))).routing
+        assert "overlap=2/2" in (await w.ask(range(8), model="adapter")).routing
+        assert "overlap=0/2" in (await w.ask(range(8), model="adapter", cache_salt="s")).routing
+
+
+async def test_a_picker_that_starts_late_is_warm_at_once() -> None:
+    async with world() as first:
+        first.publishers[1].store(keys(range(8)))
+        first.publishers[1].accepted("other-1", 8, 0)
+        await first.until(lambda: first.pool.index.blocks(1) == 2)
+        await first.pool.apply(())
+        first.source.queue.put_nowait(tuple(first.endpoints))
+        await first.until(lambda: len(first.pool.workers) == 2)
+        assert await first.pool.wait_warm(5)
+        assert first.worker(1).load.active_requests() == 1
+        await first.ask(range(8))
+        entry = first.journal.get("r")
+        assert entry is not None
+        assert entry.decision.how == "exact"
+        overlaps = {s.candidate.name: s.candidate.overlap_blocks for s in entry.decision.ranked}
+        assert overlaps == {"w-0": 0, "w-1": 2}
+
+
+async def test_a_booking_lives_until_the_worker_says_the_request_ended() -> None:
+    async with world(workers=1) as w:
+        route = await w.ask(range(8), "one")
+        load = w.worker(0).load
+        assert (load.active_requests(), load.active_prefill_tokens(0)) == (1, 8)
+        w.publishers[0].accepted("p-1", 8, 0)
+        await w.until(lambda: not load.booked)
+        assert load.active_requests() == 1
+        w.publishers[0].first_token("p-1")
+        await w.until(lambda: load.active_prefill_tokens(0) == 0)
+        w.picker.released(route)
+        assert load.active_requests() == 1  # Envoy is done, the worker has not said so
+        w.publishers[0].finished("p-1", prompt_tokens=8, cached_tokens=4, completion_tokens=3)
+        await w.until(lambda: load.active_requests() == 0)
+        entry = w.journal.get("one")
+        assert entry is not None
+        assert entry.outcome["prompt_tokens"] == 8
+        assert entry.outcome["cached_tokens"] == 4
+        assert entry.outcome["first_token_s"] >= 0
+        assert w.tokens.checked == [("w-0", 8, 8)]
+        assert w.metric("dynamo_epp_blind_window_seconds_count") == 1
+
+
+async def test_a_client_that_leaves_before_the_worker_saw_it_frees_the_booking() -> None:
+    async with world(workers=1) as w:
+        route = await w.ask(range(8))
+        assert w.metric("dynamo_frontend_active_requests", model="m") == 1
+        w.picker.released(route)
+        assert w.worker(0).load.active_requests() == 0
+        assert w.metric("dynamo_frontend_active_requests", model="m") == 0
+
+
+async def test_a_retry_moves_the_booking_to_the_worker_that_took_it() -> None:
+    async with world() as w:
+        w.publishers[0].store(keys(range(8)))
+        await w.until(lambda: w.pool.index.blocks(0) == 2)
+        await w.ask(range(8))
+        w.publishers[1].accepted("p-1", 8, 0)
+        await w.until(lambda: w.worker(1).load.active_requests() == 1)
+        assert w.worker(0).load.active_requests() == 0
+        w.picker.on_access_log(access("r", upstream="127.0.0.3:8000", attempts=2))
+        assert w.metric("dynamo_epp_picks_not_followed_total", reason="retried") == 1
+
+
+async def test_sibling_requests_spread_by_what_was_just_booked() -> None:
+    async with world(workers=4) as w:
+        picked = {(await w.ask(range(n, n + 16))).endpoints[0] for n in (0, 100, 200, 300)}
+        assert len(picked) == 4
+
+
+async def test_what_can_not_be_tokenized_is_routed_by_load_and_says_so() -> None:
+    async with world() as w:
+        route = await w.ask("?")
+        assert route.routing.startswith("load-only;")
+        entry = w.journal.get("r")
+        assert entry is not None
+        assert (entry.reason, entry.prompt_tokens) == ("this one can't be known", -1)
+
+
+async def test_a_lost_stream_makes_decisions_approximate_until_it_is_back() -> None:
+    async with world() as w:
+        w.publishers[1].store(keys(range(8)))
+        await w.until(lambda: w.pool.index.blocks(1) == 2)
+        await w.ask(range(8), "warm")
+        w.pool.forget_cache(w.worker(1), "stream lost: test")
+        route = await w.ask(range(8))
+        assert route.routing.startswith("approximate;overlap=0/2")
+        entry = w.journal.get("r")
+        assert entry is not None
+        assert entry.reason == "w-1: stream lost: test"
+
+
+async def test_draining_terminating_and_unready_workers_are_dropped_with_the_reason() -> None:
+    async with world(workers=4) as w:
+        w.publishers[0].set_draining()
+        await w.until(lambda: w.worker(0).load.draining)
+        changed = [
+            w.endpoints[0],
+            replace(w.endpoints[1], terminating=True),
+            replace(w.endpoints[2], ready=False),
+            w.endpoints[3],
+        ]
+        w.source.queue.put_nowait(tuple(changed))
+        await w.until(lambda: not w.worker(2).endpoint.ready)
+        route = await w.ask(range(8))
+        assert route.endpoints == ("127.0.0.5:8000",)
+        entry = w.journal.get("r")
+        assert entry is not None
+        assert {c["name"]: c["dropped"] for c in entry.to_json()["candidates"]} == {
+            "w-0": "draining",
+            "w-1": "terminating",
+            "w-2": "not ready",
+            "w-3": "",
+        }
+
+
+async def test_slots_are_reused_without_inheriting_a_cache() -> None:
+    async with world() as w:
+        w.publishers[1].store(keys(range(8)))
+        await w.until(lambda: w.pool.index.blocks(1) == 2)
+        slot = w.worker(1).slot
+        await w.pool.apply((w.endpoints[0],))
+        assert w.pool.index.blocks(slot) == 0
+        await w.pool.apply((w.endpoints[0], replace(w.endpoints[1], name="w-1", generation="b")))
+        assert w.worker(1).slot == slot
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"{", 400, "invalid_json"),
+        (b'{"model": "other", "messages": []}', 404, "model_not_found"),
+    ],
+)
+async def test_refusals_are_openai_errors_with_a_reason(
+    body: bytes, status: int, code: str
+) -> None:
+    async with world(workers=1) as w:
+        head = RequestHead("POST", "/v1/chat/completions", {"x-request-id": "r"})
+        answer = await w.picker.pick(PickRequest(head, body))
+        assert isinstance(answer, Refusal)
+        assert answer.status == status
+        assert json.loads(answer.body)["error"]["code"] == code
+        assert dict(answer.headers)["x-llm-d-request-dropped-reason"]
+
+
+async def test_nobody_ready_is_503() -> None:
+    async with world(workers=1) as w:
+        w.source.queue.put_nowait((replace(w.endpoints[0], ready=False),))
+        await w.until(lambda: not w.worker(0).endpoint.ready)
+        answer = await w.picker.pick(request(range(4)))
+        assert isinstance(answer, Refusal)
+        assert answer.status == 503
+        assert dict(answer.headers)["x-llm-d-request-dropped-reason"] == "rejected-no-endpoints"
+
+
+async def test_the_load_a_worker_publishes_about_itself_is_taken() -> None:
+    async with world(workers=1) as w:
+        w.publishers[0].set_load(Load(waiting=3, kv_blocks_used=5, kv_blocks_total=9))
+        await w.until(lambda: w.worker(0).load.waiting == 3)
+        assert w.worker(0).load.kv_blocks_total == 9
+        assert w.worker(0).load.pickers == 1
+
+
+async def test_kv_transfer_params_of_clients_are_removed() -> None:
+    async with world(workers=1) as w:
+        route = await w.ask(range(4), kv_transfer_params={"do_remote_prefill": True})
+        assert route.body is not None
+        assert "kv_transfer_params" not in json.loads(route.body)
+        assert json.loads(route.body)["model"] == "m"
+
+
+async def test_round_robin_takes_turns_and_reads_no_tokens() -> None:
+    async with world(workers=3, policy=Policy(mode="round-robin")) as w:
+        picked = [(await w.ask("?")).endpoints[0] for _ in range(6)]
+        assert picked == [f"127.0.0.{n}:8000" for n in (2, 3, 4, 2, 3, 4)]
+
+
+def access(request_id: str, **fields: object) -> AccessEntry:
+    values: dict[str, object] = {
+        "request_id": request_id,
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "status": 200,
+        "flags": (),
+        "details": "",
+        "upstream": "",
+        "attempts": 1,
+        "first_byte_s": 0.1,
+        "last_byte_s": 0.2,
+        "request_bytes": 1,
+        "response_bytes": 1,
+        "routing": "",
+    }
+    return AccessEntry(**{**values, **fields})  # type: ignore[arg-type]
