@@ -52,6 +52,7 @@ def render_with_notes(graph: DynamoGraphDeployment, platform: Platform) -> Rende
         metadata_annotations=metadata.annotations,
     )
     unrendered.note_graph(graph.spec, noted)
+    unrendered.note_v1alpha1(metadata.annotations, noted)
     unrendered.note_discovery(_discovery(whole), noted)
     parts: list[Part] = []
     for component in graph.spec.components:

@@ -17,8 +17,11 @@ _VARIABLE = re.compile(
 """`$NAME`, `${NAME…}`, and Kubernetes' `$(NAME)`, which is replaced before a shell sees it."""
 
 _PYTHON = re.compile(
-    r"(?:^|[\n;]|&&)[ \t]*(?:[A-Za-z_]\w*=[\w./:-]*[ \t]+)*(?P<command>(?:exec[ \t]+)?(?:[\w./-]*/)?python[0-9.]*[ \t]+-m[ \t]+"
-    r"(?P<module>dynamo\.[a-z_.]+))(?=[ \t\n\\]|$)"
+    r"(?:^|[\n;]|&&)[ \t]*"
+    r"(?:[A-Za-z_]\w*=[\w./:-]*[ \t]+)*"  # variables for this command
+    r"(?P<command>(?:exec[ \t]+)?(?:[\w./-]*/)?python[0-9.]*[ \t]+-m[ \t]+"
+    r"(?P<module>dynamo\.[a-z_.]+))"
+    r"(?=[ \t\n\\]|$)"
 )
 
 

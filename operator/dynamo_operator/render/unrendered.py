@@ -1,8 +1,14 @@
 """Fields that are accepted but not rendered: each gives a note, so that nothing is silent."""
 
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from dynamo_crds.conversion import SAID_IN_V1ALPHA1
 from dynamo_crds.v1beta1 import Component, GraphSpec
 
 from dynamo_operator.render import notes
+from dynamo_operator.render.merge import entries, mapping
 from dynamo_operator.render.notes import Notes
 
 MULTINODE = "MultinodeNotRendered"
@@ -73,3 +79,22 @@ def note_discovery(backend: str | None, noted: Notes) -> None:
             notes.DISCOVERY_BACKEND_IGNORED,
             f"discovery backend {backend!r} is asked for; pods are found through Kubernetes",
         )
+
+
+def note_v1alpha1(annotations: Mapping[str, str], noted: Notes) -> None:
+    """Notes on what a graph said in v1alpha1 that v1beta1 has no field for; conversion keeps it
+    in an annotation."""
+    try:
+        kept: Any = json.loads(annotations.get(SAID_IN_V1ALPHA1, "{}"))
+    except ValueError:
+        return
+    for name, record in sorted(mapping(kept).items()):
+        section = mapping(mapping(record).get("object"))
+        for claim in entries(section.get("pvcs")):
+            if mapping(claim).get("create"):
+                message = f"PersistentVolumeClaim {mapping(claim).get('name')} is not created"
+                noted.add("", "VolumeClaimNotRendered", message)
+        component = name.removeprefix("component/")
+        if component != name and mapping(section.get("ingress")).get("enabled"):
+            message = "ingress: route to the frontend's Service with an Ingress or HTTPRoute"
+            noted.add(component, "IngressNotRendered", message)
