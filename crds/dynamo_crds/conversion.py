@@ -507,8 +507,8 @@ def _graph_to_v1beta1(source: Json) -> Json:
             order = records.read.get("order")
             names = [n for n in order if n in spec["services"]] if isinstance(order, list) else []
             names += [name for name in spec["services"] if name not in names]
-            if list(spec["services"]) != sorted(spec["services"]):
-                records.written["order"] = list(spec["services"])
+            if order is None and names != sorted(names):
+                records.written["order"] = names
             target["spec"]["components"] = [
                 _translated(records, name, spec["services"][name], _COMPONENT_FORWARD)
                 for name in names

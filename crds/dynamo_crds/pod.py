@@ -90,11 +90,44 @@ class ContainerCore(OpenModel):
     """Working directory."""
 
 
+def _sidecar_image(container: Any) -> Iterator[Violation]:
+    if container.get("name") != MAIN and not container.get("image"):
+        yield Violation(("image",), container.get("image"), "an image")
+
+
+def _init_image(container: Any) -> Iterator[Violation]:
+    if not container.get("image"):
+        yield Violation(("image",), container.get("image"), "an image")
+
+
 class Container(ContainerCore):
     """A container of a pod."""
 
     name: DnsLabel
     """Name, unique in the pod; the component runs in `main`."""
+
+    rules = (
+        Rule(
+            "sidecar containers must specify a non-empty image",
+            "self.name == 'main' || (has(self.image) && self.image != '')",
+            check=_sidecar_image,
+        ),
+    )
+
+
+class InitContainer(ContainerCore):
+    """A container that runs before the others."""
+
+    name: DnsLabel
+    """Name, unique in the pod."""
+
+    rules = (
+        Rule(
+            "init containers must specify a non-empty image",
+            "has(self.image) && self.image != ''",
+            check=_init_image,
+        ),
+    )
 
 
 class MainContainer(ContainerCore):
@@ -104,20 +137,6 @@ class MainContainer(ContainerCore):
     """Ignored: the container is called `main`."""
 
 
-def _sidecar_images(containers: Any) -> Iterator[Violation]:
-    for index, container in enumerate(containers if isinstance(containers, list) else []):
-        if not isinstance(container, dict) or container.get("name") == MAIN:
-            continue
-        if not container.get("image"):
-            yield Violation((index, "image"), container.get("image"), "an image")
-
-
-def _init_images(containers: Any) -> Iterator[Violation]:
-    for index, container in enumerate(containers if isinstance(containers, list) else []):
-        if isinstance(container, dict) and not container.get("image"):
-            yield Violation((index, "image"), container.get("image"), "an image")
-
-
 class PodSpecCore(OpenModel):
     """What the platform reads of a pod's specification."""
 
@@ -125,8 +144,8 @@ class PodSpecCore(OpenModel):
         default_factory=list
     )
     """Containers; `main` runs the component, the others are sidecars."""
-    init_containers: Annotated[list[Container], Field(json_schema_extra=list_map("name"))] = Field(
-        default_factory=list
+    init_containers: Annotated[list[InitContainer], Field(json_schema_extra=list_map("name"))] = (
+        Field(default_factory=list)
     )
     """Containers that run before."""
     node_selector: StringMap = Field(default_factory=dict)
@@ -137,21 +156,6 @@ class PodSpecCore(OpenModel):
     """Whether the pod uses its node's network."""
     termination_grace_period_seconds: Annotated[Int64, Field(ge=0)] | None = None
     """Seconds from SIGTERM to SIGKILL."""
-
-    rules = (
-        Rule(
-            "sidecar containers must specify a non-empty image",
-            "self.all(c, c.name == 'main' || (has(c.image) && c.image != ''))",
-            at="containers",
-            check=_sidecar_images,
-        ),
-        Rule(
-            "init containers must specify a non-empty image",
-            "self.all(c, has(c.image) && c.image != '')",
-            at="initContainers",
-            check=_init_images,
-        ),
-    )
 
 
 EXECUTOR_ANNOTATION = "nvidia.com/vllm-distributed-executor-backend"

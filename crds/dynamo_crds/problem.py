@@ -176,7 +176,6 @@ _MESSAGES = {
     "model_attributes_type": "wrong type",
     "greater_than_equal": "too small",
     "less_than_equal": "too large",
-    "int32": "too large",
     "too_long": "too many",
     "too_short": "too few",
     "string_too_long": "too long",

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self, get_args, get_origin
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -98,15 +97,10 @@ def _quantity(value: Any) -> int | str:
     return value  # type: ignore[no-any-return]
 
 
-def _int32(value: int) -> int:
-    if not -(2**31) <= value < 2**31:
-        raise PydanticCustomError(
-            "int32", "out of range", {"expected": "an integer that fits 32 bits"}
-        )
-    return value
-
-
-Int32 = Annotated[StrictInt, AfterValidator(_int32), Field(json_schema_extra={"format": "int32"})]
+INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
+Int32 = Annotated[
+    StrictInt, Field(ge=INT32_MIN, le=INT32_MAX, json_schema_extra={"format": "int32"})
+]
 Int64 = Annotated[StrictInt, Field(json_schema_extra={"format": "int64"})]
 Bool = StrictBool
 Number = StrictFloat

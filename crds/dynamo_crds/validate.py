@@ -48,7 +48,8 @@ def validate_text(text: str, file: str) -> Report:
             continue
         label = f"{document.kind} {document.name or '(no name)'}"
         if (document.api_version, document.kind) not in KINDS:
-            report.notes.append(f"not checked: kind {document.kind} ({document.api_version})")
+            what = f"kind {document.kind} ({document.api_version}) {document.name}".rstrip()
+            report.notes.append(f"not checked: {what}")
             continue
         report.checked.append(label)
         report.notes.extend(f"{label}: {note}" for note in _notes(parse(document)))
@@ -125,5 +126,6 @@ def _main_image(component: v1beta1.Component) -> str | None:
     template = component.pod_template or {}
     for container in template.get("spec", {}).get("containers", []):
         if container["name"] == MAIN:
-            return container.get("image")
+            image: str | None = container.get("image")
+            return image
     return None
