@@ -135,6 +135,8 @@ def test_buffered_replaces_the_body_in_one_message(replacement: bytes) -> None:
     feed(exchange, body("request_body", b"{}", True))
     (answer,) = parsed(exchange.answer(Route(("1.1.1.1:1",), body=replacement)))
     mutation = answer.request_body.response.body_mutation
+    sent = set_headers(answer.request_body.response)
+    assert sent["content-length"] == str(len(replacement)).encode()
     assert mutation.body == replacement
     assert mutation.clear_body == (replacement == b"")
 

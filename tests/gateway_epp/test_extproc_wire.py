@@ -112,6 +112,7 @@ def test_immediate(status: int, body: bytes, headers: list[tuple[str, str]]) -> 
     expected = pb.ProcessingResponse()
     expected.immediate_response.status.code = status  # type: ignore[assignment]
     expected.immediate_response.body = body
+    expected.immediate_response.details = "endpoint_picker"
     sent = headers
     if not any(name == "content-type" for name, _ in headers):
         sent = [("content-type", "application/json"), *headers]

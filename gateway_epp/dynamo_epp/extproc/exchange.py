@@ -286,6 +286,9 @@ class Exchange:
         if self._request_id:
             set_headers.append((REQUEST_ID_HEADER, self._request_id))
         set_headers.extend(route.set_headers)
+        if route.body is not None and self._has_body and not self._duplex_request:
+            # Envoy compares it with the new body, and fails the request if they differ.
+            set_headers.append(("content-length", str(len(route.body))))
         ours = {name for name, _ in set_headers}
         remove = [name for name in self._head.headers if steers_routing(name) and name not in ours]
         remove.extend(route.remove_headers)

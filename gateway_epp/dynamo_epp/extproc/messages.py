@@ -15,6 +15,9 @@ DESTINATION_HEADER = "x-gateway-destination-endpoint"
 ROUTING_HEADER = "x-dynamo-routing"
 REQUEST_ID_HEADER = "x-request-id"
 
+PICKER_DETAILS = "endpoint_picker"
+"""Envoy's ``response_code_details`` of responses that come from the picker itself."""
+
 ROUTING_HEADER_PREFIXES = (DESTINATION_HEADER, "x-dynamo-")
 ROUTING_HEADERS = frozenset(
     {

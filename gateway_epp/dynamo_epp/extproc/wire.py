@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from envoy.type.v3 import http_status_pb2
 
-from dynamo_epp.extproc.messages import DESTINATION_HEADER, ROUTING_HEADER, Refusal
+from dynamo_epp.extproc.messages import DESTINATION_HEADER, PICKER_DETAILS, ROUTING_HEADER, Refusal
 
 # A tag is (field number << 3) | 2 for length-delimited fields: 1 → 0x0a, 2 → 0x12, 3 → 0x1a, …
 _FIELD = {number: bytes(((number << 3) | 2,)) for number in range(1, 10)}
@@ -172,6 +172,7 @@ def response_headers(set_headers: Iterable[tuple[str, str]]) -> bytes:
 
 # Envoy rejects a message with a status outside its enum, and the client would get a 500.
 _STATUSES = frozenset(http_status_pb2.StatusCode.values()) - {0}
+_DETAILS = _nested(_F5, PICKER_DETAILS.encode())
 
 
 def immediate(refusal: Refusal) -> bytes:
@@ -185,4 +186,5 @@ def immediate(refusal: Refusal) -> bytes:
     message = _nested(_F1, b"\x08" + _varint(status)) + _nested(_F2, header_mutation(headers))
     if refusal.body:
         message += _nested(_F3, refusal.body)
+    message += _DETAILS
     return _nested(_FIELD[IMMEDIATE], message)
