@@ -60,7 +60,8 @@ claim continent
 """
 
 FIELD_WORDS = """
-hello hi token tokens tokenizer request requests response responses prompt prompts prefix prefill decode
+hello hi
+token tokens tokenizer request requests response responses prompt prompts prefix prefill decode
 decoding block blocks cache cached caching model models engine engines worker workers router
 routing route routed gateway endpoint endpoints frontend backend cluster graph operator controller
 resource resources manifest namespace deployment service services container containers pod pods
