@@ -125,8 +125,11 @@ def _embedding(fields: Fields, size: int) -> ParsedRequest:
         else:
             encoding = _encoding(fields, add_special_tokens=True)
             prompt, reason = _texts_or_tokens(value, "input", encoding)
-    if prompt is not None and fields.get("padding") == "max_length":
-        prompt, reason = None, "the engine pads the prompt"
+    changed = (
+        fields.get("padding") == "max_length" or fields.get("truncate_prompt_tokens") is not None
+    )
+    if prompt is not None and changed:
+        prompt, reason = None, "the engine pads or truncates the prompt"
     return _request(
         Kind.EMBEDDING, fields, size, prompt, reason=reason, max_tokens=0, messages=messages
     )

@@ -25,7 +25,7 @@ class Encoding:
     truncate_prompt_tokens: int | None = None
     """Tokens to keep; -1 = what fits the model; None = no truncation."""
     truncation_side: str | None = None
-    """`left` keeps the last tokens, `right` the first, None = the tokenizer's own side."""
+    """`left` keeps the last tokens, `right` the first, None = the engine's default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ _NATIVE_MODES = frozenset(
 _NATIVE_MODELS = frozenset(["gpt_oss", "deepseek_v32", "deepseek_v4", "kimi_k3", "inkling"])
 # transformers 5 rebuilds these from the vocabulary, with other steps than tokenizer.json states.
 _REBUILT_CLASSES = frozenset(("LlamaTokenizer", "LlamaTokenizerFast"))
+_REBUILT_MODELS = frozenset(("", "llama", "code_llama", "idefics", "idefics2"))
 _NAMED_TOKENS = (
     "bos_token",
     "eos_token",
@@ -65,7 +66,6 @@ class Tokenizer:
         content_format: str = "auto",
         template_defaults: Mapping[str, Any] | None = None,
         tools_excluded_when_none: bool = False,
-        truncation_side: str = "right",
         max_model_len: int = 0,
     ) -> None:
         self._backend = backend
@@ -78,7 +78,6 @@ class Tokenizer:
         self._content_format = content_format
         self._template_defaults = dict(template_defaults or {})
         self._tools_excluded_when_none = tools_excluded_when_none
-        self._truncation_side = truncation_side
         self._max_model_len = max_model_len
         self._lock = threading.Lock()
         self.template_disabled = ""
@@ -105,7 +104,11 @@ class Tokenizer:
         mode = settings.get("tokenizer_mode", "auto")
         if mode in _NATIVE_MODES or settings.get("skip_tokenizer_init") == "true":
             raise NotExact(f"the engine's tokenizer mode {mode} uses no tokenizer.json")
-        if config.get("tokenizer_class") in _REBUILT_CLASSES and _sentencepiece(definition):
+        if (
+            config.get("tokenizer_class") in _REBUILT_CLASSES
+            and model_type in _REBUILT_MODELS
+            and not _is_rebuilt_form(definition)
+        ):
             raise NotExact("the engine rebuilds a LlamaTokenizer with other rules than its file's")
         try:
             backend = Backend.from_str(files["tokenizer.json"].decode())
@@ -131,7 +134,6 @@ class Tokenizer:
             content_format=settings.get("chat_template_content_format") or "auto",
             template_defaults=_json_setting(settings, "default_chat_template_kwargs"),
             tools_excluded_when_none=settings.get("exclude_tools_when_tool_choice_none") == "true",
-            truncation_side=str(config.get("truncation_side", "right")),
             max_model_len=int(settings.get("max_model_len") or 0),
         )
         if split_special:
@@ -203,7 +205,6 @@ class Tokenizer:
         limit = encoding.truncate_prompt_tokens
         if limit is None:
             return tokens
-        side = encoding.truncation_side or self._truncation_side
         if self._max_model_len and len(tokens) >= self._max_model_len:
             raise NotExact("the engine truncates a prompt longer than the model's context")
         if limit < 0:
@@ -216,7 +217,8 @@ class Tokenizer:
             raise NotExact("the engine's tokenizer truncates around the special tokens")
         if limit == 0:
             return tokens[:0]
-        return tokens[-limit:] if side == "left" else tokens[:limit]
+        # vLLM sets its tokenizers to the left for models that generate.
+        return tokens[:limit] if encoding.truncation_side == "right" else tokens[-limit:]
 
     # chats
 
@@ -343,10 +345,10 @@ def _json_setting(settings: Mapping[str, str], name: str) -> dict[str, Any]:
     return _object({name: text.encode()}, name)
 
 
-def _sentencepiece(definition: Mapping[str, Any]) -> bool:
-    """Whether the file states other steps than the rebuilt class would take."""
+def _is_rebuilt_form(definition: Mapping[str, Any]) -> bool:
+    """Whether the file already states the steps that the rebuilt class would take."""
     step = definition.get("pre_tokenizer") or {}
-    return not (step.get("type") == "Metaspace" and definition.get("normalizer") is None)
+    return step.get("type") == "Metaspace" and definition.get("normalizer") is None
 
 
 def _named_tokens(
