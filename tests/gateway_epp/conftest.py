@@ -25,7 +25,7 @@ from prometheus_client import CollectorRegistry
 _hosts = itertools.count(1)
 
 
-def own_address() -> str:
+def next_address() -> str:
     """A loopback address that no other test, nor a test of another process, uses."""
     process, number = os.getpid() % 65536, next(_hosts)
     return f"127.{100 + number % 100}.{process >> 8}.{max(1, process & 255)}"
@@ -179,11 +179,21 @@ class Answer:
 
 
 @pytest.fixture
+def own_address() -> str:
+    return next_address()
+
+
+@pytest.fixture
+def test_picker() -> TestPicker:
+    return TestPicker()
+
+
+@pytest.fixture
 async def engines() -> AsyncIterator[Callable[[], Awaitable[EchoEngine]]]:
     async with contextlib.AsyncExitStack() as stack:
 
         async def start() -> EchoEngine:
-            engine = EchoEngine(own_address())
+            engine = EchoEngine(next_address())
             await engine.start()
             stack.push_async_callback(engine.stop)
             return engine
@@ -198,10 +208,14 @@ async def frontends() -> AsyncIterator[Callable[..., Awaitable[RunningFrontend]]
 
         async def start(picker: TestPicker | None = None, **options: Any) -> RunningFrontend:
             picker = picker or TestPicker()
-            host = own_address()
-            settings = FrontendSettings(
-                http_host=host, status_host=host, concurrency=1, drain_seconds=5, **options
-            )
+            host = next_address()
+            defaults = {
+                "http_host": host,
+                "status_host": host,
+                "concurrency": 1,
+                "drain_seconds": 5,
+            }
+            settings = FrontendSettings(**defaults | options)
             lifecycle = Lifecycle()
 
             def make_picker(_: CollectorRegistry) -> TestPicker:
