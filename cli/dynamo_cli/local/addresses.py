@@ -128,9 +128,15 @@ def listener(port: int) -> str:
         if not process.name.isdigit():
             continue
         try:
-            links = [str(link.readlink()) for link in (process / "fd").iterdir()]
-            if inodes.intersection(links):
+            if any(_target(link) in inodes for link in (process / "fd").iterdir()):
                 return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
         except OSError:
             continue
     return ""
+
+
+def _target(link: Path) -> str:
+    try:
+        return str(link.readlink())
+    except OSError:
+        return ""  # closed meanwhile

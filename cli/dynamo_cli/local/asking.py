@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -60,19 +61,23 @@ async def _http(action: HttpGet, address: str) -> Answer:
             ok = 200 <= response.status < 400
             return Answer(ok, f"{action.path} says {response.status} {body}".strip())
     except aiohttp.ClientConnectorError as error:
-        reason = error.os_error.strerror or str(error.os_error)
-        return Answer(False, f"port {action.port}: {reason.partition(': ')[2] or reason}")
+        return Answer(False, f"port {action.port}: {_reason(error.os_error)}")
     except aiohttp.TooManyRedirects:
         return Answer(False, f"{action.path}: more than 10 redirects")
     except (aiohttp.ClientError, OSError, ValueError) as error:
         return Answer(False, f"port {action.port}: {error or type(error).__name__}")
 
 
+def _reason(error: OSError) -> str:
+    """The system's own words: the event loops each wrap them in others."""
+    return os.strerror(error.errno) if error.errno else str(error)
+
+
 async def _tcp(action: TcpSocket, address: str) -> Answer:
     try:
         _, writer = await asyncio.open_connection(action.host or address, action.port)
     except OSError as error:
-        return Answer(False, f"port {action.port}: {error.strerror or error}")
+        return Answer(False, f"port {action.port}: {_reason(error)}")
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()

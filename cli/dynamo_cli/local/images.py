@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ OURS: Mapping[str, tuple[str, ...]] = {
     "worker": ("dynamo", "worker", "sim"),
     "vllm": ("dynamo", "worker", "vllm"),
 }
+_PYTHON = re.compile(r"python(3(\.\d+)?)?")
+
 # Commands of `dynamo` that make sense in a pod.
 COMMANDS = frozenset({"frontend", "worker", "model", "validate", "render", "explain", "chat"})
 
@@ -107,7 +110,7 @@ def program(
         folders.insert(0, python.parent)
     if tool == "vllm":
         argv = _serve(argv, python, image)
-    elif tool.startswith("python") and "/" not in argv[0]:
+    elif _PYTHON.fullmatch(argv[0]):
         argv[0] = str(python if in_engine else own_folder() / "python")
     stock = runs_engine and tool != "dynamo"
     if stock and not any(part.partition("=")[0] == "--host" for part in argv):
@@ -118,7 +121,7 @@ def program(
 
 def _module(argv: Sequence[str]) -> list[str]:
     """The module of ``python … -m MODULE``, as a list of at most one."""
-    if argv and PurePosixPath(argv[0]).name.startswith("python"):
+    if argv and _PYTHON.fullmatch(PurePosixPath(argv[0]).name):
         for flag, value in itertools.pairwise(argv[1:]):
             if flag == "-m":
                 return [value]

@@ -1,8 +1,8 @@
 """Cleans up after a runner that died without doing so (SIGKILL, power of a second Ctrl-C).
 
 Started as a process of its own beside each run, with nothing but the standard library, and reads
-its standard input: ``remove PATH`` lines say what to delete should the runner die, ``done`` says
-that nothing is left to do. End of input without ``done`` means the runner is gone: whatever
+its standard input: ``remove PATH`` lines say what to delete should the runner die (a folder with
+``remove-empty`` only if nothing is in it), ``done`` says that nothing is left to do. End of input without ``done`` means the runner is gone: whatever
 carries the run's marker in its environment is killed, then the paths are removed.
 
 Direct children of a runner die with it by themselves (``runtime.child``); this is for what those
@@ -51,29 +51,31 @@ def sweep(prefix: str, patience_s: float = PATIENCE_S) -> bool:
     return True
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-        return
+def _remove(path: Path, *, only_empty: bool) -> None:
     try:
-        path.unlink()
+        if only_empty:
+            path.rmdir()
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
     except OSError:
-        return
+        return  # not there, or somebody else's record is
 
 
 def _main(run: str) -> None:
     # Ctrl-C is for the runner; the keeper goes when the runner has gone.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    paths: list[Path] = []
+    steps: list[tuple[str, Path]] = []
     for line in sys.stdin:
         word, _, path = line.rstrip("\n").partition(" ")
         if word == "done":
             return
-        paths.append(Path(path))
+        steps.append((word, Path(path)))
     sweep(f"{run}/")
-    for path in paths:
-        _remove(path)
+    for word, target in steps:
+        _remove(target, only_empty=word == "remove-empty")
 
 
 if __name__ == "__main__":

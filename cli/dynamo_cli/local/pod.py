@@ -226,7 +226,7 @@ class Pod:
             return "back-off"
         if self.ready:
             return "ready"
-        return "starting" if any(c.phase is Phase.RUNNING for c in self.containers) else "waiting"
+        return "starting" if self._tasks else "waiting"
 
     @property
     def waits_for(self) -> str:

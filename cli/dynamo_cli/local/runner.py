@@ -109,8 +109,9 @@ class Runner:
         if task := self._tasks.pop(pod, None):
             await asyncio.gather(task, return_exceptions=True)
         await asyncio.to_thread(remove_tree, pod.place.scratch)
-        self.pods.remove(pod)
-        self.session.addresses.give_back(pod.address)
+        if pod in self.pods:
+            self.pods.remove(pod)
+            self.session.addresses.give_back(pod.address)
         self._publish()
 
     async def scale(self, deployment: str, replicas: int) -> None:

@@ -53,6 +53,7 @@ class Session:
             self.scratch = self._folder("dyn-")
             self.record = make_runtime_folder() / f"up-{os.getpid()}.json"
             self._tell(f"remove {self.record}")
+            self._tell(f"remove-empty {self.record.parent}")
         except BaseException:
             self._dismiss()
             raise

@@ -99,12 +99,22 @@ def read_graph(file: Path) -> Graph:
 
 def run_up(options: Options) -> int:
     """Run `dynamo up`; return its exit status."""
-    console = Console(stderr=True)
-    view = View(console)
     try:
         graph = read_graph(options.file)
+    except Unreadable as error:
+        view = View(Console(stderr=True))
+        for line in error.lines:
+            view.error(line)
+        return 1
+    return run_graph(graph, options)
+
+
+def run_graph(graph: Graph, options: Options) -> int:
+    """Run a graph that has been read and rendered; return the exit status."""
+    view = View(Console(stderr=True))
+    try:
         plan = make_plan(graph.manifests, namespace=graph.namespace, environ=os.environ)
-    except (Unreadable, Refusals) as error:
+    except Refusals as error:
         for line in error.lines:
             view.error(line)
         return 1
@@ -118,9 +128,10 @@ def run_up(options: Options) -> int:
 
 async def _serve(lifecycle: Lifecycle, options: Options, graph: str, plan: Plan, view: View) -> int:
     # A closed terminal ends the run in good order too.
-    asyncio.get_running_loop().add_signal_handler(
-        signal.SIGHUP, lifecycle.request_stop, "the terminal was closed"
-    )
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        asyncio.get_running_loop().add_signal_handler(
+            signal.SIGHUP, lifecycle.request_stop, "the terminal was closed"
+        )
     try:
         session = Session(options.state_dir)
     except (CannotKeepState, NoAddress) as error:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from dynamo_cli.local.pod import Pod
 
@@ -47,6 +48,7 @@ class View:
         if self._live is not None:
             self._live.stop()
             self._live = None
+            self._shown = {pod.name: pod.state for pod in self._pods}
 
     def line(self, text: str, style: str = "") -> None:
         """Print one line (or several) above the table."""
@@ -78,14 +80,18 @@ class View:
     def _table(self) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0))
         seconds = time.monotonic() - self._began
-        for heading in ("pod", "address", "state", f"waits for ({seconds:.0f} s)"):
+        for heading in ("pod", "address", "state"):
             table.add_column(heading, header_style="dim", no_wrap=True)
+        # The one column that gives way on a narrow terminal.
+        table.add_column(f"waits for ({seconds:.0f} s)", header_style="dim")
         for pod in self._pods:
             restarts = f" ({pod.restarts} restarts)" if pod.restarts else ""
             table.add_row(
                 pod.name,
                 pod.address,
                 f"[{STYLES.get(pod.state, 'default')}]{pod.state}[/]",
-                escape(pod.waits_for.replace("\n", " ") + restarts),
+                Text(
+                    pod.waits_for.replace("\n", " ") + restarts, no_wrap=True, overflow="ellipsis"
+                ),
             )
         return table
