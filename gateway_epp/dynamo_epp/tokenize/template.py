@@ -9,6 +9,7 @@ could eat all memory in one step cut off: those no deadline can interrupt.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Literal
@@ -26,6 +27,9 @@ ContentFormat = Literal["string", "openai"]
 
 _LARGEST = 1_000_000  # characters, items, or bits that one operator or filter may make
 _LOOP_DEPTH = 3
+_UNBOUNDED = frozenset(("range", "lipsum", "cycler", "caller"))
+# Of strftime: fields of a day or longer, whose text the engine's clock gives alike.
+_DATE_FIELDS = re.compile(r"%[-_0^#]?[aAbBCdDeFgGhjmuUVwWxyY%]")
 
 
 class _Generation(jinja2.ext.Extension):
@@ -152,7 +156,6 @@ class ChatTemplate:
         self.variables = frozenset(jinja2.meta.find_undeclared_variables(tree))
         self.content_format: ContentFormat = detect_content_format(tree)
         self.knows_developer = '"developer"' in source or "'developer'" in source
-        self.tells_time = "strftime_now" in self.variables or "strftime_now" in source
         self.bounded = is_bounded(tree)
 
     def render(self, variables: Mapping[str, Any]) -> str:
@@ -170,28 +173,33 @@ class ChatTemplate:
 def is_bounded(tree: nodes.Template) -> bool:
     """Whether rendering is surely polynomial in its input, of low degree.
 
-    True without `range`, recursive loops, imports, calls of macros from macros, and loops nested
-    deeper than three. Such a template can be run in place; any other gets a thread and a deadline.
+    True without `range`, recursion (of loops or macros), imports, and loops nested deeper than
+    three, those in called macros included. Such a template can be run in place; any other gets a
+    thread and a deadline.
     """
-    for name in tree.find_all(nodes.Name):
-        if name.name in ("range", "lipsum", "cycler", "caller"):
-            return False
+    if any(name.name in _UNBOUNDED for name in tree.find_all(nodes.Name)):
+        return False
     if any(loop.recursive for loop in tree.find_all(nodes.For)):
         return False
     if next(tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)), None):
         return False
-    macros = list(tree.find_all(nodes.Macro))
-    names = {macro.name for macro in macros}
-    for macro in macros:
-        for mentioned in macro.find_all(nodes.Name):
-            if mentioned.name in names:
-                return False
-    within = max((_loop_depth(macro) for macro in macros), default=0)
-    return _loop_depth(tree) + within <= _LOOP_DEPTH
+    macros = {macro.name: macro for macro in tree.find_all(nodes.Macro)}
+    return _loop_depth(tree, macros, ()) <= _LOOP_DEPTH
 
 
-def _loop_depth(node: nodes.Node) -> int:
-    deepest = max((_loop_depth(child) for child in node.iter_child_nodes()), default=0)
+def _loop_depth(
+    node: nodes.Node, macros: Mapping[str, nodes.Macro], within: tuple[str, ...]
+) -> int:
+    """Loops around the innermost statement; a mention of a macro counts as a call of it."""
+    deepest = 0
+    for child in node.iter_child_nodes():
+        deepest = max(deepest, _loop_depth(child, macros, within))
+        if deepest > _LOOP_DEPTH:
+            return deepest
+    if isinstance(node, nodes.Name) and node.ctx == "load" and node.name in macros:
+        if node.name in within:
+            return _LOOP_DEPTH + 1
+        deepest = _loop_depth(macros[node.name], macros, (*within, node.name))
     return deepest + isinstance(node, nodes.For)
 
 
