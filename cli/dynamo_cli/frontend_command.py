@@ -1,0 +1,252 @@
+"""`dynamo frontend`: Envoy and the picker as one OpenAI-compatible endpoint.
+
+Flags are Dynamo's where they mean the same, so that a graph's `python3 -m dynamo.frontend ARGS`
+can be run with its arguments unchanged. Those that have no counterpart are named in the log.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+log = logging.getLogger(__name__)
+
+WITHOUT_COUNTERPART = frozenset(
+    """
+    --access-log --active-decode-blocks-threshold --active-prefill-tokens-threshold
+    --active-prefill-tokens-threshold-frac --admission-control --dump-config-to
+    --dyn-chat-processor --dyn-default-thinking-mode --dyn-preprocess-workers
+    --dyn-reasoning-parser --dyn-structural-tag --dyn-tool-call-parser --enable-anthropic-api
+    --enable-session-prefix-index --enable-streaming-reasoning-dispatch
+    --enable-streaming-tool-dispatch --enforce-disagg --event-plane
+    --exclude-tools-when-tool-choice-none --grpc-metrics-port --kserve-grpc-server
+    --kv-cache-block-size --load-aware --metrics-prefix --migration-limit
+    --migration-max-seq-len --model-name --model-path --namespace --namespace-prefix
+    --no-router-kv-events --reasoning-field-name --reasoning-parser --request-plane
+    --response-plane --router-approximate-cache-policy --router-assume-kv-reuse
+    --router-conditional-disagg --router-decode-policy --router-disk-cache-hit-weight
+    --router-event-threads --router-host-cache-hit-weight --router-kv-events
+    --router-min-initial-workers --router-policy-config --router-predicted-ttl-secs
+    --router-prefill-load-model --router-prefill-policy --router-queue-policy
+    --router-queue-threshold --router-replica-sync --router-session-affinity-ttl-secs
+    --router-track-active-blocks --router-track-output-blocks --router-track-prefill-tokens
+    --router-tracking-hash --router-ttl-secs --routing-group --serve-indexer
+    --shared-cache-multiplier --shared-cache-type --strip-anthropic-preamble
+    --tokenizer --tool-call-parser --trust-remote-code --use-remote-indexer
+    """.split()  # noqa: SIM905 - as a literal it would be seventy lines
+)
+"""Flags of Dynamo's frontend that change nothing here: what they set is decided elsewhere (block
+size and tokenizer by the workers, parsers by the engines) or does not exist."""
+
+
+def unknown_arguments(arguments: list[str], known: list[str]) -> tuple[list[str], str]:
+    """Split what no option took into flags of Dynamo without a counterpart and an error message
+    (empty if there is nothing else)."""
+    ignored: list[str] = []
+    takes_value = False
+    for argument in arguments:
+        if not argument.startswith("-"):
+            if takes_value:
+                takes_value = False
+                continue
+            return ignored, f"unexpected argument {argument!r}"
+        name, equals, _ = argument.partition("=")
+        if name not in WITHOUT_COUNTERPART:
+            near = difflib.get_close_matches(name, [*known, *WITHOUT_COUNTERPART], 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            return ignored, f"no such option: {name}{hint}"
+        ignored.append(name)
+        takes_value = not equals
+    return ignored, ""
+
+
+def frontend(
+    context: typer.Context,
+    http_host: Annotated[
+        str, typer.Option(envvar="DYN_HTTP_HOST", help="Bind address of the API.")
+    ] = "0.0.0.0",
+    http_port: Annotated[
+        int, typer.Option(envvar="DYN_HTTP_PORT", min=1, max=65535, help="Port of the API.")
+    ] = 8000,
+    system_host: Annotated[
+        str, typer.Option(envvar="DYN_SYSTEM_HOST", help="Bind address of the status server.")
+    ] = "0.0.0.0",
+    system_port: Annotated[
+        int,
+        typer.Option(envvar="DYN_SYSTEM_PORT", min=1, max=65535, help="Port of the status server."),
+    ] = 9090,
+    endpoints_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="DYN_ENDPOINTS_FILE",
+            help='JSON file with the engines: {"endpoints": [{"name", "address", "port", '
+            '"ready", …}]}; replaced atomically when they change.',
+        ),
+    ] = None,
+    discovery_backend: Annotated[
+        str,
+        typer.Option(envvar="DYN_DISCOVERY_BACKEND", help="Where the engines are listed: file."),
+    ] = "file",
+    router_mode: Annotated[
+        str,
+        typer.Option(
+            envvar="DYN_ROUTER_MODE",
+            help="How a worker is chosen: kv (by cached prefix and load), round-robin, random, "
+            "least-loaded, power-of-two.",
+        ),
+    ] = "kv",
+    overlap_credit: Annotated[
+        float,
+        typer.Option(
+            "--router-kv-overlap-score-credit",
+            envvar="DYN_ROUTER_KV_OVERLAP_SCORE_CREDIT",
+            help="kv: blocks of prefill that one cached block saves.",
+        ),
+    ] = 1.0,
+    overlap_credit_decay: Annotated[
+        float,
+        typer.Option(
+            "--router-kv-overlap-score-credit-decay",
+            envvar="DYN_ROUTER_KV_OVERLAP_SCORE_CREDIT_DECAY",
+            help="kv: less credit for workers with more prefill queued.",
+        ),
+    ] = 0.0,
+    prefill_load_scale: Annotated[
+        float,
+        typer.Option(
+            "--router-prefill-load-scale",
+            envvar="DYN_ROUTER_PREFILL_LOAD_SCALE",
+            help="kv: weight of prefill work against decode blocks.",
+        ),
+    ] = 1.0,
+    active_request_weight: Annotated[
+        float,
+        typer.Option(
+            "--router-decode-active-request-weight",
+            envvar="DYN_ROUTER_DECODE_ACTIVE_REQUEST_WEIGHT",
+            help="kv: cost in blocks of each running request.",
+        ),
+    ] = 0.0,
+    temperature: Annotated[
+        float,
+        typer.Option(
+            "--router-temperature",
+            envvar="DYN_ROUTER_TEMPERATURE",
+            help="kv: 0 takes the cheapest worker, more spreads the load.",
+        ),
+    ] = 0.0,
+    body_limit: Annotated[
+        float,
+        typer.Option(
+            envvar="DYN_BODY_LIMIT_MIB", help="MiB; larger request bodies are answered with 413."
+        ),
+    ] = 32.0,
+    stream_idle_timeout: Annotated[
+        float,
+        typer.Option(
+            envvar="DYN_STREAM_IDLE_TIMEOUT_SECONDS",
+            help="A stream on which nothing moves for so many seconds ends with an error. "
+            "Longer than the longest prefill.",
+        ),
+    ] = 600.0,
+    decision_header: Annotated[
+        bool,
+        typer.Option(
+            envvar="DYN_DECISION_HEADER",
+            help="Put x-dynamo-routing on responses. For trusted clients: it tells what is cached.",
+        ),
+    ] = False,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            envvar="DYN_ENVOY_CONCURRENCY", min=1, help="Threads of Envoy; the cores, at most 2."
+        ),
+    ] = None,
+    drain_seconds: Annotated[
+        float,
+        typer.Option(
+            envvar="DYN_DRAIN_SECONDS", min=0, help="Running requests get this long on SIGTERM."
+        ),
+    ] = 30.0,
+    drain_accept_seconds: Annotated[
+        float,
+        typer.Option(
+            envvar="DYN_DRAIN_ACCEPT_SECONDS",
+            min=0,
+            help="On SIGTERM new requests are still taken so long, until load balancers know.",
+        ),
+    ] = 0.0,
+    log_level: Annotated[
+        str, typer.Option(envvar="DYN_LOG_LEVEL", help="DEBUG, INFO, WARNING or ERROR.")
+    ] = "INFO",
+) -> None:
+    """Serve the OpenAI API for the engines of an endpoints file.
+
+    Envoy moves the bytes; each request goes to the engine that the router chooses. Paths:
+    /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/responses, /v1/models, /health,
+    /live, /metrics. SIGTERM drains, a second one forces.
+
+    Examples:
+
+      dynamo frontend --endpoints-file endpoints.json
+
+      dynamo frontend --endpoints-file endpoints.json --http-port 8080 --router-mode round-robin
+
+      DYN_ENDPOINTS_FILE=endpoints.json dynamo frontend --decision-header
+    """
+    from dynamo_epp.frontend import FrontendSettings, run_frontend
+    from dynamo_epp.frontend.settings import default_concurrency
+    from dynamo_epp.serving import Misconfigured, PickerSettings, ServingKvPicker, endpoint_source
+    from dynamo_kv_router.choice import Policy
+    from dynamo_runtime import lifecycle as process
+    from dynamo_runtime import logs
+    from prometheus_client import CollectorRegistry
+
+    known = [name for option in context.command.params for name in option.opts]
+    ignored, error = unknown_arguments(context.args, known)
+    if error:
+        raise typer.BadParameter(error)
+    settings = FrontendSettings(
+        http_host=http_host,
+        http_port=http_port,
+        status_host=system_host,
+        status_port=system_port,
+        body_limit=int(body_limit * 1024 * 1024),
+        stream_idle_timeout=stream_idle_timeout,
+        decision_header=decision_header,
+        drain_seconds=drain_seconds,
+        drain_accept_seconds=drain_accept_seconds,
+        concurrency=concurrency or default_concurrency(),
+    )
+    try:
+        logs.configure("frontend", log_level)
+        policy = Policy(
+            mode=router_mode,
+            overlap_score_credit=overlap_credit,
+            overlap_score_credit_decay=overlap_credit_decay,
+            prefill_load_scale=prefill_load_scale,
+            decode_active_request_weight=active_request_weight,
+            temperature=temperature,
+        )
+        picker = PickerSettings(
+            policy=policy, discovery_backend=discovery_backend, endpoints_file=endpoints_file
+        )
+        endpoint_source(picker)
+    except (Misconfigured, ValueError) as problem:
+        sys.stderr.write(f"dynamo frontend: {problem}\n")
+        raise typer.Exit(2) from problem
+    if ignored:
+        log.warning("these flags of Dynamo's frontend have no effect here: %s", " ".join(ignored))
+
+    async def main(lifecycle: process.Lifecycle) -> int:
+        def make_picker(registry: CollectorRegistry) -> ServingKvPicker:
+            return ServingKvPicker(picker, lifecycle, registry)
+
+        return await run_frontend(settings, lifecycle, make_picker)
+
+    raise typer.Exit(process.run(main))
