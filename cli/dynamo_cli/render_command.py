@@ -19,7 +19,10 @@ class Output(enum.StrEnum):
 def render(
     file: Annotated[
         Path,
-        typer.Argument(help="Manifest with one or more DynamoGraphDeployments.", metavar="FILE"),
+        typer.Argument(
+            help="Manifest with one or more DynamoGraphDeployments; - for standard input.",
+            metavar="FILE",
+        ),
     ],
     output: Annotated[
         Output, typer.Option("--output", "-o", help="YAML documents, or one JSON List.")
@@ -39,41 +42,36 @@ def render(
       dynamo render graph.yaml -o json | jq '.items[].metadata.name'
     """
     # Imported here: pydantic belongs to the extra `crds`, and other commands do without it.
-    from dynamo_crds.load import load_documents, parse_graph
+    from dynamo_crds.load import parse_graph, read_documents
     from dynamo_crds.problem import InvalidManifest
     from dynamo_operator.render import Manifest, Platform, render_with_notes
     from dynamo_operator.render.text import to_json, to_yaml
 
+    from dynamo_cli.validate_command import EXIT_MISTAKES, EXIT_UNREADABLE, Unreadable, read
+
+    try:
+        text, name = read(file)
+    except Unreadable as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(EXIT_UNREADABLE) from error
+    documents, problems = read_documents(text, name)
+    graphs = [document for document in documents if document.is_graph]
     platform = Platform(namespace=namespace)
     manifests: list[Manifest] = []
-    problems: list[str] = []
-    graphs = 0
-    try:
-        documents = load_documents(file)
-    except InvalidManifest as error:
-        documents = []
-        problems += map(str, error.problems)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        typer.echo(f"{file}: {reason}", err=True)
-        raise typer.Exit(1) from error
-    for document in documents:
-        if not document.is_graph:
-            continue
-        graphs += 1
+    for document in graphs:
         try:
             graph = parse_graph(document)
         except InvalidManifest as error:
-            problems += map(str, error.problems)
+            problems += error.problems
             continue
         rendered = render_with_notes(graph, platform)
         manifests += rendered.manifests
         for note in rendered.notes:
             typer.echo(f"{graph.metadata.name}: {note}", err=True)
+    for problem in problems:
+        typer.echo(str(problem), err=True)
     if not graphs and not problems:
-        problems.append(f"{file}: no DynamoGraphDeployment in it")
-    if problems:
-        for problem in problems:
-            typer.echo(problem, err=True)
-        raise typer.Exit(1)
+        typer.echo(f"{name}: no DynamoGraphDeployment in it", err=True)
+    if problems or not graphs:
+        raise typer.Exit(EXIT_MISTAKES)
     typer.echo(to_yaml(manifests) if output is Output.YAML else to_json(manifests), nl=False)

@@ -15,7 +15,7 @@ def probes(numbers: Numbers, refer: References) -> Json:
         # Five minutes to start.
         "startupProbe": http_probe("/live", http, period=2, timeout=2, failures=150),
         "livenessProbe": http_probe("/live", http, period=10, timeout=5, failures=3),
-        "readinessProbe": http_probe("/health", http, period=5, timeout=3, failures=3),
+        "readinessProbe": http_probe("/health", http, period=2, timeout=3, failures=3),
     }
 
 

@@ -1,0 +1,50 @@
+"""Every graph of the corpora renders, to the same bytes each time, to what Kubernetes can take."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from dynamo_crds.load import load_graphs
+from dynamo_operator.render import Platform, render_with_notes
+from dynamo_operator.render.text import to_json
+
+NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?")
+
+
+def manifests() -> Path:
+    folder = os.environ.get("CORPORA")
+    if not folder:
+        pytest.skip("CORPORA is not set: it names the folder with real manifests")
+    return Path(folder) / "manifests"
+
+
+def test_every_graph_renders() -> None:
+    graphs = 0
+    for path in sorted(manifests().glob("*.yaml")):
+        for graph, again in zip(load_graphs(path), load_graphs(path), strict=True):
+            graphs += 1
+            rendered = render_with_notes(graph, Platform())
+            second = render_with_notes(again, Platform())
+            assert to_json(rendered.manifests) == to_json(second.manifests)
+            deployments = [m for m in rendered.manifests if m["kind"] == "Deployment"]
+            left_out = [n for n in rendered.notes if n.reason == "MultinodeNotRendered"]
+            assert len(deployments) + len(left_out) == len(graph.spec.components), path.name
+            for manifest in rendered.manifests:
+                assert NAME.fullmatch(manifest["metadata"]["name"])
+                assert all(LABEL.fullmatch(v) for v in manifest["metadata"]["labels"].values())
+            for deployment in deployments:
+                spec = deployment["spec"]["template"]["spec"]
+                volumes = [volume["name"] for volume in spec.get("volumes", [])]
+                assert len(volumes) == len(set(volumes)), path.name
+                for container in spec["containers"] + spec.get("initContainers", []):
+                    used = [m["name"] for m in container.get("volumeMounts", [])]
+                    assert set(used) <= set(volumes), path.name
+                    paths = [m["mountPath"] for m in container.get("volumeMounts", [])]
+                    assert len(paths) == len(set(paths)), path.name
+                    names = [e["name"] for e in container.get("env", [])]
+                    assert len(names) == len(set(names)), path.name
+                    ports = [p["containerPort"] for p in container.get("ports", [])]
+                    assert len(ports) == len(set(ports)), path.name
+    assert graphs > 100
