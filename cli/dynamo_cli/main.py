@@ -66,10 +66,10 @@ app.command("chat")(chat_command.chat)
 app.command("explain")(explain_command.explain)
 app.command("validate")(validate_command.validate)
 app.command("render")(render_command.render)
-app.command("frontend")(frontend_command.frontend)
+PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command("frontend", context_settings=PASS_THROUGH)(frontend_command.frontend)
 app.add_typer(worker, name="worker")
 app.add_typer(model, name="model")
-PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 worker.command("sim", context_settings=PASS_THROUGH)(worker_command.sim)
 worker.command("vllm", context_settings=PASS_THROUGH)(worker_command.vllm)
 model.command("tiny")(model_command.tiny)
