@@ -46,6 +46,7 @@ class AnswerBook:
         self._first: list[int] = []
         self._words: list[int] = []
         self._collect_words(renderer)
+        self._word_ids = np.asarray(self._words)
 
     def answer(
         self,
@@ -65,7 +66,7 @@ class AnswerBook:
         ends = self._end is not None and not ignore_eos and natural <= max_tokens
         count = natural - 1 if ends else max_tokens
         numbers = _mixed(seed, count)
-        words = np.asarray(self._words)[numbers % np.uint64(len(self._words))]
+        words = self._word_ids[numbers % np.uint64(len(self._words))]
         tokens: list[int] = words.tolist()
         if tokens:
             tokens[0] = self._first[int(numbers[0]) % len(self._first)]

@@ -255,6 +255,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the simulated engine; returns the exit code (2 for flags that cannot be used)."""
     arguments = parser().parse_args(argv)
     logs.configure("sim", arguments.log_level)
+    # One prompt at a time is encoded; the library's thread pool would only take memory.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return lifecycle.run(lambda life: serve(arguments, life))
