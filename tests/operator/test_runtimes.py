@@ -144,6 +144,16 @@ def test_what_is_not_in_this_version_is_said() -> None:
     assert RUNTIME_UNSUPPORTED not in reasons(found({}, "frontend"))
 
 
+def test_a_dynamo_module_in_our_image_is_replaced_too() -> None:
+    image = "r/dynamo-platform/vllm:7"
+    runtime, notes = found({"image": image, "command": ["python3", "-m", "dynamo.frontend"]})
+    assert runtime.image == "r/dynamo-platform/frontend:7"
+    assert runtime.command == ["dynamo", "frontend"]
+    same, more = found({"image": image, "command": ["python3", "-m", "dynamo.vllm"]})
+    assert same.image == image
+    assert [note.reason for note in notes + more] == [RUNTIME_MAPPED, RUNTIME_MAPPED]
+
+
 def test_another_engines_worker_without_image_runs_nothing_of_ours() -> None:
     runtime, notes = found({}, "worker", "sglang")
     assert runtime.image is None

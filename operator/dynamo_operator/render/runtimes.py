@@ -164,32 +164,30 @@ def resolve(
         noted.add(component, notes.RUNTIME_UNSUPPORTED, f"{why}; image and command stay as written")
         return written
 
-    def ours(program: Program, arguments: list[str], changes: str, role: str | None) -> Runtime:
-        new_command = list(program.command)
-        target = image if own else platform.image(program.image, prefix)
-        return changed(program, target, new_command, arguments, changes, role)
-
     def changed(
         program: Program,
-        target: str | None,
         new_command: list[str] | None,
         new_args: list[str],
-        changes: str,
-        role: str | None,
+        translation: flags.Translation,
     ) -> Runtime:
         runs = " ".join(program.command)
+        target = _target(image, own, program, prefix, platform)
         if not image:
             noted.add(component, notes.IMAGE_DEFAULTED, f"main names no image; {target} runs")
         elif target != image:
             noted.add(component, notes.RUNTIME_MAPPED, f"image {image} → {target}, runs `{runs}`")
-        if changes:
-            noted.add(component, notes.FLAGS_TRANSLATED, f"flags for `{runs}`: {changes}")
+        elif found.module:
+            message = f"`python3 -m {found.module}` → `{runs}`"
+            noted.add(component, notes.RUNTIME_MAPPED, message)
+        if translation.changes:
+            message = f"flags for `{runs}`: {translation.changes}"
+            noted.add(component, notes.FLAGS_TRANSLATED, message)
         if not program.shipped:
             message = f"this version of the platform has no `{runs}`"
             noted.add(component, notes.RUNTIME_UNSUPPORTED, message)
         family = program.family
-        kind = FAMILY_TYPES.get(family, "")
-        return Runtime(family, target, new_command, new_args or None, role, kind)
+        kind = FAMILY_TYPES[family]
+        return Runtime(family, target, new_command, new_args or None, translation.role, kind)
 
     # A Dynamo module: map it if the image is one that we replace (or ours).
     if found.module.startswith("dynamo."):
@@ -206,13 +204,10 @@ def resolve(
             _check_connector(component, found.tail, noted)
         if found.launch is None:
             arguments = [word.raw for word in translation.words]
-            return ours(program, arguments, translation.changes, translation.role)
+            return changed(program, list(program.command), arguments, translation)
         script = found.launch.script(" ".join(program.command), translation.words)
-        target = image if own else platform.image(program.image, prefix)
         new_command, new_args = _replaced(command, args, found.script, script)
-        return changed(
-            program, target, new_command, new_args, translation.changes, translation.role
-        )
+        return changed(program, new_command, new_args, translation)
     if found.script and (hidden := _MODULE_IN_SCRIPT.search(found.script)):
         return unsupported(
             f"`python3 -m dynamo.{hidden[1]}` is not the last simple command of its script"
@@ -240,17 +235,30 @@ def resolve(
     if not command:
         if own:
             program = BY_IMAGE[own[1]]
-            return ours(program, args, "", written.role)
+            untouched = flags.Translation(role=written.role)
+            return changed(program, list(program.command), args, untouched)
         default = _default(component_type, image, backend)
         if default is not None and prefix is not None:
-            words = [shell.plain(arg) for arg in args]
-            translation = flags.translate(words, default.rules)
+            translation = flags.translate([shell.plain(arg) for arg in args], default.rules)
             arguments = [word.raw for word in translation.words]
-            return ours(default, arguments, translation.changes, translation.role)
+            return changed(default, list(default.command), arguments, translation)
         if image is None:
             return unsupported("main names neither an image nor a command")
         return unsupported(f"image {image} is not mapped to one of this platform's")
     return unsupported(f"`{' '.join(command)[:80]}` is no program that this platform knows")
+
+
+def _target(
+    image: str | None,
+    own: re.Match[str] | None,
+    program: Program,
+    prefix: str | None,
+    platform: Platform,
+) -> str:
+    """The image of `program`: beside `image` if that is one of ours, else in its place."""
+    if own is None or image is None:
+        return platform.image(program.image, prefix)
+    return image[: own.start(1)] + program.image + image[own.end(1) :]
 
 
 def _type_of(found: _Invocation) -> str:
