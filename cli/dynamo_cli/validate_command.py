@@ -40,7 +40,7 @@ def manifests(argument: Path) -> Iterator[Path]:
 def _no_such_file(path: Path) -> str:
     if not path.parent.is_dir():
         return f"{path}: no such file, and no directory {path.parent}"
-    guess = nearest(path.name, (p.name for p in path.parent.iterdir()))
+    guess = nearest(path.name, (p.name for p in path.parent.iterdir()), cutoff=0.75)
     return f"{path}: no such file" + (f"; did you mean {path.parent / guess}?" if guess else "")
 
 

@@ -378,8 +378,10 @@ def _status_to_v1alpha1(status: Json) -> Json:
 # --- records --------------------------------------------------------------------------------------
 
 
-def _digest(model: type[Model], section: Json) -> str:
-    full = model.model_validate(section).model_dump(mode="json", by_alias=True, exclude_none=True)
+def _digest(model: type[Model], section: Json, fill: Json) -> str:
+    full = model.model_validate({**section, **_fill(model, fill)}).model_dump(
+        mode="json", by_alias=True, exclude_none=True
+    )
     text = json.dumps(full, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -409,16 +411,26 @@ class _Records:
         """One section in the other version. `fill` makes a partial section a valid object."""
         record = self.read.get(name)
         original = _original(record, how.target, fill)
+        same = self._same
         if original is None or not isinstance(record, dict):
             result = how.forward(section)
-        elif record.get("for") == _digest(how.source, {**section, **_fill(how.source, fill)}):
+        elif record.get("for") == _digest(how.source, section, fill):
             result = original
+            same = self._same_but_for_defaults
         else:
             result = how.keep(how.forward(section), original)
-        if how.back(result) != section:
-            digest = _digest(how.target, {**result, **_fill(how.target, fill)})
+        if not same(how.source, how.back(result), section, fill):
+            digest = _digest(how.target, result, fill)
             self.written[name] = {"object": section, "for": digest}
         return result
+
+    @staticmethod
+    def _same(model: type[Model], left: Json, right: Json, fill: Json) -> bool:
+        return left == right
+
+    @staticmethod
+    def _same_but_for_defaults(model: type[Model], left: Json, right: Json, fill: Json) -> bool:
+        return _digest(model, left, fill) == _digest(model, right, fill)
 
 
 def _fill(model: type[Model], fill: Json) -> Json:

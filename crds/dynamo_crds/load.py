@@ -52,8 +52,8 @@ MOST_NODES = 1_000_000
 """Values in one document after its aliases are expanded; more is taken for an attack."""
 
 
-class _Loader(yaml.SafeLoader):
-    """Composes nodes with the scalar rules of Kubernetes' YAML."""
+class _Loader(yaml.CSafeLoader):
+    """Composes nodes (by libyaml, ten times faster) with the scalar rules of Kubernetes' YAML."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
@@ -273,8 +273,6 @@ def _syntax_problem(error: yaml.YAMLError, text: str, file: str, index: int) -> 
             file, index, "", content.strip(), "spaces", "YAML is not indented with tabs", line
         )
     reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-    if isinstance(error, yaml.reader.ReaderError):
-        reason = f"character {error.character!r} is not allowed in YAML"
     return Problem(file, index, "", content.strip() or None, "YAML", f"not YAML: {reason}", line)
 
 

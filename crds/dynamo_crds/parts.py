@@ -426,7 +426,7 @@ class MemoryServiceClientPod(Model):
 
 def _min_available(data: Any) -> Iterator[Violation]:
     least, replicas = data.get("minAvailable"), data.get("replicas", 1)
-    if isinstance(least, int) and isinstance(replicas, int) and 0 != replicas < least:
+    if isinstance(least, int) and isinstance(replicas, int) and 0 < replicas < least:
         yield Violation(("minAvailable",), least, f"at most replicas ({replicas})")
 
 

@@ -103,13 +103,16 @@ class InvalidManifest(ValueError):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that `word` was probably meant to be, or None."""
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known word that `word` was probably meant to be, or None if none is like it.
+
+    `cutoff` is difflib's: 1 demands equality but for case.
+    """
     names = list(known)
     by_lower = {name.lower(): name for name in names}
     if word.lower() in by_lower:
         return by_lower[word.lower()]
-    close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=cutoff)
     return by_lower[close[0]] if close else None
 
 

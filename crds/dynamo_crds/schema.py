@@ -213,14 +213,19 @@ class Model(BaseModel):
     def __get_pydantic_json_schema__(
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        result = handler.resolve_ref_schema(handler(schema))
-        for rule in cls.rules:
-            if rule.cel is not None:
-                target = result["properties"][rule.at] if rule.at else result
-                target.setdefault("x-kubernetes-validations", []).append(rule.to_crd())
-        if result.pop("additionalProperties", False) is True:
-            result["x-kubernetes-preserve-unknown-fields"] = True
-        return result
+        return cls.marked(handler.resolve_ref_schema(handler(schema)))
+
+    @classmethod
+    def marked(cls, schema: JsonSchemaValue) -> JsonSchemaValue:
+        """The model's JSON schema (changed in place) with Kubernetes' marks; can be repeated."""
+        for at in {rule.at for rule in cls.rules if rule.cel is not None}:
+            target = schema["properties"][at] if at else schema
+            target["x-kubernetes-validations"] = [
+                rule.to_crd() for rule in cls.rules if rule.at == at and rule.cel is not None
+            ]
+        if schema.pop("additionalProperties", False) is True:
+            schema["x-kubernetes-preserve-unknown-fields"] = True
+        return schema
 
 
 class Resource(Model):
@@ -257,7 +262,8 @@ class RawObject:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        return handler(self.model.__pydantic_core_schema__)
+        core = handler(self.model.__pydantic_core_schema__)
+        return self.model.marked(handler.resolve_ref_schema(core))
 
 
 def list_map(*keys: str) -> dict[str, Any]:
