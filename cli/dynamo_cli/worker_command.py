@@ -6,10 +6,9 @@ manifests must not need the engine's libraries.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -54,18 +53,7 @@ def vllm(args: Arguments = None) -> None:
     _run("vllm", args or [])
 
 
-def _run(kind: Literal["sim", "vllm"], args: list[str]) -> None:
-    from dynamo_runtime import lifecycle, logs
-    from dynamo_workers.engines import BadArguments, SimEngine, VllmEngine
-    from dynamo_workers.launcher import run_launcher
-    from dynamo_workers.settings import Settings
+def _run(kind: str, args: list[str]) -> NoReturn:
+    from dynamo_workers.worker import run_worker
 
-    try:
-        logs.configure(f"worker-{kind}", os.environ.get("DYN_LOG_LEVEL") or "INFO")
-        settings = Settings.from_env(os.environ)
-        make = SimEngine if kind == "sim" else VllmEngine
-        engine = make(args, os.environ, settings.http_port)
-    except (BadArguments, ValueError) as error:
-        logging.getLogger(__name__).error("%s", error)
-        sys.exit(2)
-    sys.exit(lifecycle.run(lambda life: run_launcher(engine, settings, life, adopt_orphans=True)))
+    sys.exit(run_worker(kind, args, os.environ))

@@ -221,6 +221,27 @@ async def test_a_stream_that_is_cut_is_finished_all_the_same(
     assert (await launcher.next("d"))[2:] == ["r2-1", -1, -1, -1, middleware.LEFT_EARLY]
 
 
+async def test_a_client_that_leaves_before_the_answer_is_a_499(
+    load: Load, launcher: Launcher
+) -> None:
+    """vLLM answers such a request all the same, into the void."""
+
+    async def app(scope: Any, receive: Any, send: Send) -> None:
+        assert (await receive())["type"] == "http.disconnect"
+        await send(start("application/json"))
+        await send(body(b"null"))
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        pass
+
+    scope = Call(app, "/v1/completions", "r2-3").scope
+    await load(app)(scope, receive, send)
+    assert (await launcher.next("d"))[2:] == ["r2-3", -1, -1, -1, middleware.LEFT_EARLY]
+
+
 async def test_a_failure_before_any_answer_is_a_500(load: Load, launcher: Launcher) -> None:
     async def app(scope: Any, receive: Any, send: Send) -> None:
         raise RuntimeError("no")

@@ -36,6 +36,9 @@ class Settings:
     Covers those already on their way when the pickers learn of the drain."""
     stop_grace_s: float = 15.0
     """DYN_STOP_SECONDS: from SIGTERM to SIGKILL for an idle engine."""
+    health_timeout_s: float = 5.0
+    """DYN_HEALTH_TIMEOUT_SECONDS: how long an answer of the engine to a check may take. Three in
+    a row without one make the worker unready."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
@@ -54,6 +57,7 @@ class Settings:
             drain_s=_seconds(env, "DYN_DRAIN_SECONDS", default.drain_s),
             drain_quiet_s=_seconds(env, "DYN_DRAIN_QUIET_SECONDS", default.drain_quiet_s),
             stop_grace_s=_seconds(env, "DYN_STOP_SECONDS", default.stop_grace_s),
+            health_timeout_s=_seconds(env, "DYN_HEALTH_TIMEOUT_SECONDS", default.health_timeout_s),
         )
 
     @property

@@ -149,7 +149,7 @@ class Reports:
         self._direct = itertools.count(1)
         self._dropped = 0
         self._ticking: asyncio.TimerHandle | None = None
-        self._socket = zmq.Context.instance().socket(zmq.PUSH)
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
         self._socket.setsockopt(zmq.SNDHWM, QUEUE_REPORTS)
         self._socket.setsockopt(zmq.LINGER, 200)  # milliseconds; the last "done" gets out
         self._socket.connect(address)
@@ -213,6 +213,8 @@ class Flight:
         self._tail = b""  # last TAIL_BYTES of the body: usage stands there
 
     def watch(self, message: Message) -> None:
+        if self.ended:
+            return
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self._sse = any(
@@ -276,18 +278,24 @@ class EngineLoad:
         header = next((value for name, value in scope["headers"] if name == BOOKING_HEADER), None)
         flight = self._reports.accepted(header)
 
-        async def watched(message: Message) -> None:
+        async def watched_receive() -> Message:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                flight.end(LEFT_EARLY)  # no effect where the response was complete
+            return message
+
+        async def watched_send(message: Message) -> None:
             await send(message)
             flight.watch(message)
 
         try:
-            await self.app(scope, receive, watched)
+            await self.app(scope, watched_receive, watched_send)
         except Exception:
             # Once a response has begun, the usual exception is the client's disconnect.
             flight.end(LEFT_EARLY if flight.status else FAILED)
             raise
         finally:
-            flight.end(LEFT_EARLY)  # no effect where the response was complete
+            flight.end(LEFT_EARLY)
 
     def close(self) -> None:
         """The server ends."""

@@ -34,8 +34,9 @@ class Arguments:
         if self._list and not self._list[0].startswith("-"):
             self._list.insert(0, "--model")
 
-    def list(self) -> list[str]:
-        return list(self._list)
+    @property
+    def line(self) -> tuple[str, ...]:
+        return tuple(self._list)
 
     def _spans(self, flag: str) -> list[tuple[int, int]]:
         """(start, end) of each use of ``flag`` with its values."""

@@ -178,8 +178,11 @@ class Server:
             "endpoint": place.events,
             "replay_endpoint": place.replay,
         }
+        # Usage then tells cached tokens, which pickers compare with what they expected.
+        details = "--enable-prompt-tokens-details"
         return [
-            *self.arguments.list(),
+            *self.arguments.line,
+            *([] if self.arguments.has(details) else [details]),
             *("--host", place.host),
             *("--port", str(place.port)),
             *("--kv-events-config", msgspec.json.encode(config).decode()),
@@ -209,7 +212,7 @@ class Server:
             cards = msgspec.json.decode(await response.read()).get("data") or []
         if not cards:
             raise EngineUnclear("/v1/models lists no model")
-        return cards  # type: ignore[no-any-return]
+        return cards
 
     async def models(self, client: aiohttp.ClientSession, place: Place) -> Models:
         return _models(await self._model_cards(client, place))

@@ -32,8 +32,8 @@ class SimEngine(Server):
 
     def _folder(self, name: str, revision: str) -> Path | None:
         """Its own tokenizer is the bundled one, unless the model is a folder that has one."""
-        folder = super()._folder(name, revision)
-        return folder if folder is not None and (folder / "tokenizer.json").is_file() else BUNDLED
+        folder = Path(name)
+        return folder if (folder / "tokenizer.json").is_file() else BUNDLED
 
 
 def translate_mocker_flags(line: Arguments) -> None:

@@ -105,8 +105,6 @@ class VllmEngine(Server):
 
     def argv(self, place: Place) -> list[str]:
         extra = []
-        if not self.arguments.has("--enable-prompt-tokens-details"):
-            extra.append("--enable-prompt-tokens-details")  # cached tokens in usage
         if not self.arguments.has("--disable-access-log-for-endpoints"):
             extra += ["--disable-access-log-for-endpoints", QUIET_PATHS]
         return [
