@@ -1,27 +1,18 @@
 """The `dynamo` command: one entry to everything a person or a container starts.
 
-Command modules import only typer at their top, so that `dynamo validate` needs none of what
-`dynamo frontend` needs; a missing extra is named instead of shown as a traceback.
+A command's module is imported when the command is used, so that a worker's container needs nothing
+of what the frontend needs; a missing extra is named instead of shown as a traceback.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from dynamo_runtime import __version__
-
-from dynamo_cli import (
-    chat_command,
-    explain_command,
-    frontend_command,
-    model_command,
-    render_command,
-    up_command,
-    validate_command,
-    worker_command,
-)
+from typer.core import TyperGroup
 
 # Top-level module of a third-party package -> the extra that brings it.
 EXTRAS = {
@@ -36,48 +27,104 @@ EXTRAS = {
     "zmq": "router",
 }
 
-app = typer.Typer(
-    name="dynamo",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help=(
-        "Serve large language models from a DynamoGraphDeployment.\n\n"
-        "Try `dynamo up examples/quickstart.yaml`, then `dynamo chat` in another terminal."
-    ),
-)
-worker = typer.Typer(no_args_is_help=True, help="Run a worker: an engine and our launcher.")
-model = typer.Typer(no_args_is_help=True, help="Make models to try things with.")
+PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+# Path of a command -> (module, function, click's context settings), in the order of `--help`.
+COMMANDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "up": ("up_command", "up", {}),
+    "chat": ("chat_command", "chat", {}),
+    "explain": ("explain_command", "explain", {}),
+    "validate": ("validate_command", "validate", {}),
+    "render": ("render_command", "render", {}),
+    "frontend": ("frontend_command", "frontend", PASS_THROUGH),
+    "worker sim": ("worker_command", "sim", PASS_THROUGH),
+    "worker vllm": ("worker_command", "vllm", PASS_THROUGH),
+    "model tiny": ("model_command", "tiny", {}),
+}
 
 
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
-    ] = False,
-) -> None:
-    if version:
+class LazyGroup(TyperGroup):
+    """A group whose commands are those of ``COMMANDS`` below ``path``; imports them on use."""
+
+    path = ""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        mine = [name.removeprefix(self.path) for name in COMMANDS if name.startswith(self.path)]
+        return list(dict.fromkeys(name.partition(" ")[0] for name in mine))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        full = self.path + cmd_name
+        if full in GROUPS:
+            return typer.main.get_command(GROUPS[full])
+        if full not in COMMANDS:
+            return None
+        module, function, settings = COMMANDS[full]
+        app = typer.Typer(
+            add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+        )
+        app.command(cmd_name, context_settings=dict(settings))(
+            getattr(importlib.import_module(f"dynamo_cli.{module}"), function)
+        )
+        return typer.main.get_command(app)
+
+
+class WorkerGroup(LazyGroup):
+    path = "worker "
+
+
+class ModelGroup(LazyGroup):
+    path = "model "
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"dynamo {__version__}")
         raise typer.Exit
 
 
-app.command("up")(up_command.up)
-app.command("chat")(chat_command.chat)
-app.command("explain")(explain_command.explain)
-app.command("validate")(validate_command.validate)
-app.command("render")(render_command.render)
-PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
-app.command("frontend", context_settings=PASS_THROUGH)(frontend_command.frontend)
-app.add_typer(worker, name="worker")
-app.add_typer(model, name="model")
-worker.command("sim", context_settings=PASS_THROUGH)(worker_command.sim)
-worker.command("vllm", context_settings=PASS_THROUGH)(worker_command.vllm)
-model.command("tiny")(model_command.tiny)
+app = typer.Typer(
+    name="dynamo",
+    cls=LazyGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
-@model.callback()
-def _model() -> None:
-    """Keeps `tiny` a subcommand: typer would take a lone command for the group itself."""
+@app.callback()
+def dynamo(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", callback=_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Serve large language models from a DynamoGraphDeployment.
+
+    Try `dynamo up examples/quickstart.yaml`, then `dynamo chat` in another terminal.
+    """
+
+
+def _group(cls: type[LazyGroup], text: str) -> typer.Typer:
+    group = typer.Typer(
+        name=cls.path.strip(),
+        cls=cls,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        help=text,
+    )
+    group.callback()(lambda: None)
+    return group
+
+
+GROUPS = {
+    "worker": _group(WorkerGroup, "Run a worker: an engine and our launcher beside it."),
+    "model": _group(ModelGroup, "Make models to try things with."),
+}
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ from dynamo_epp.requests import (
 )
 from dynamo_epp.scheduling.candidates import candidates, overlaps
 from dynamo_epp.server import AccessEntry
+from dynamo_epp.tokenization import Encoded
 from dynamo_epp.tokenize import NotExact
 
 log = logging.getLogger(__name__)
@@ -46,18 +47,16 @@ FALLBACKS = 3
 """Endpoints named behind the first one, for Envoy to retry on."""
 
 
-class Tokenization(Protocol):
-    """Prompt tokens exactly as the engine will have them, or not at all."""
+class PromptTokens(Protocol):
+    """What a picker needs of ``tokenization.Tokenization``."""
 
-    async def encode(self, request: ParsedRequest, workers: list[Worker]) -> npt.NDArray[np.uint32]:
+    async def encode(self, request: ParsedRequest, workers: list[Worker]) -> Encoded:
         """Raises ``NotExact``."""
         ...
 
     def on_described(self, worker: Worker, info: WorkerInfo) -> None: ...
 
-    def check(self, worker: Worker, model: str, predicted: int, reported: int) -> None:
-        """Compare a prompt's token count with the engine's (−1: not reported)."""
-        ...
+    def check(self, worker: Worker, model: str, predicted: int, reported: int) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -82,7 +81,7 @@ class KvPicker:
     def __init__(
         self,
         pool: Pool,
-        tokenization: Tokenization,
+        tokenization: PromptTokens,
         policy: Policy,
         metrics: PickerMetrics,
         journal: Journal,
@@ -132,12 +131,16 @@ class KvPicker:
         parsed_at = self._clock()
 
         tokens: npt.NDArray[np.uint32] | None = None
+        prompt_tokens = -1
         reason = ""
         if self._policy.mode != "kv":
             reason = f"mode {self._policy.mode} looks at no tokens"
         else:
             try:
-                tokens = await self._tokenization.encode(parsed, workers)
+                encoded = await self._tokenization.encode(parsed, workers)
+                prompt_tokens, reason = len(encoded.tokens), encoded.distrust
+                if not reason:
+                    tokens = encoded.tokens
             except NotExact as error:
                 reason = str(error)
         tokenized_at = self._clock()
@@ -160,7 +163,7 @@ class KvPicker:
             stream=parsed.stream,
             decision=decision,
             reason=reason,
-            prompt_tokens=-1 if tokens is None else len(tokens),
+            prompt_tokens=prompt_tokens,
             stages_ms={
                 "parse": (parsed_at - started) * 1e3,
                 "tokenize": (tokenized_at - parsed_at) * 1e3,

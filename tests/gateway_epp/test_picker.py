@@ -19,6 +19,7 @@ from dynamo_epp.metrics import PickerMetrics
 from dynamo_epp.picker import KvPicker
 from dynamo_epp.requests import ChatPrompt, ParsedRequest
 from dynamo_epp.server import AccessEntry
+from dynamo_epp.tokenization import Encoded
 from dynamo_epp.tokenize import NotExact
 from dynamo_kv_router.choice import Policy
 from dynamo_kv_router.keys import block_keys, model_seed
@@ -36,12 +37,12 @@ class WordTokens:
     def __init__(self) -> None:
         self.checked: list[tuple[str, int, int]] = []
 
-    async def encode(self, request: ParsedRequest, _: list[Worker]) -> npt.NDArray[np.uint32]:
+    async def encode(self, request: ParsedRequest, _: list[Worker]) -> Encoded:
         assert isinstance(request.prompt, ChatPrompt)
         content = request.prompt.messages[-1]["content"]
         if content == "?":
             raise NotExact("this one can't be known")
-        return np.array([int(word) for word in content.split()], dtype=np.uint32)
+        return Encoded(np.array([int(word) for word in content.split()], dtype=np.uint32))
 
     def on_described(self, worker: Worker, info: WorkerInfo) -> None:
         pass

@@ -1,0 +1,180 @@
+"""The picker as a process serves it: pool, tokenizers, metrics and picker put together.
+
+`dynamo frontend` runs one beside Envoy. What is decided is elsewhere; here is only what is
+connected to what, and in which order it starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import re
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+from aiohttp import web
+from dynamo_kv_router.choice import Policy
+from dynamo_runtime.discovery import Endpoint, EndpointSource, FileEndpointSource
+from dynamo_runtime.lifecycle import Lifecycle
+from prometheus_client import CollectorRegistry
+
+from dynamo_epp.endpoints.pool import Follower, Pool
+from dynamo_epp.endpoints.streams import StreamFollower
+from dynamo_epp.endpoints.worker import Worker
+from dynamo_epp.explain import Journal
+from dynamo_epp.extproc import PickRequest, Refusal, Route
+from dynamo_epp.metrics import PickerMetrics
+from dynamo_epp.picker import KvPicker
+from dynamo_epp.server import AccessEntry
+from dynamo_epp.status_routes import add_status_routes
+from dynamo_epp.tokenization import Tokenization
+from dynamo_epp.tokenize import TokenizerSource, TokenizeThreads
+
+log = logging.getLogger(__name__)
+
+GAUGES_EVERY_S = 1.0
+START_WARM_S = 5.0
+"""How long a start waits for the snapshots of workers that are ready already."""
+
+
+class Misconfigured(Exception):
+    """A setting that prevents the start; the message names it and what would be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class PickerSettings:
+    """What can be set on a picker."""
+
+    policy: Policy = field(default_factory=Policy)
+    discovery_backend: str = "file"
+    """Where endpoints come from. ``file`` is a JSON file that the local runner writes."""
+    endpoints_file: Path | None = None
+    """For the backend ``file``."""
+    journal: int = 2000
+    """Decisions kept for `dynamo explain`."""
+    tokenizer_cache: Path | None = None
+    """Folder that keeps fetched tokenizer files across restarts."""
+    replica: str = ""
+    """Unique name of this picker; the pod's name and a random part by default."""
+
+
+def endpoint_source(settings: PickerSettings) -> EndpointSource:
+    """The source that the settings name. Raises ``Misconfigured``."""
+    if settings.discovery_backend != "file":
+        raise Misconfigured(
+            f"discovery backend {settings.discovery_backend!r} is not available; "
+            "use DYN_DISCOVERY_BACKEND=file with DYN_ENDPOINTS_FILE"
+        )
+    if settings.endpoints_file is None:
+        raise Misconfigured(
+            "no endpoints: set --endpoints-file or DYN_ENDPOINTS_FILE to a JSON file "
+            '{"endpoints": [{"name", "address", "port", "ready", …}]}'
+        )
+    if not settings.endpoints_file.parent.is_dir():
+        raise Misconfigured(f"endpoints file: {settings.endpoints_file.parent} is no folder")
+    return FileEndpointSource(settings.endpoints_file)
+
+
+def replica_name(pod: str) -> str:
+    """A name that no other picker process has, safe in headers and topics."""
+    return f"{re.sub('[^A-Za-z0-9.-]', '-', pod)[-40:] or 'picker'}-{secrets.token_hex(3)}"
+
+
+class ServingKvPicker:
+    """Implements ``frontend.ServingPicker`` with a ``KvPicker``."""
+
+    def __init__(
+        self, settings: PickerSettings, lifecycle: Lifecycle, registry: CollectorRegistry
+    ) -> None:
+        self._metrics = PickerMetrics(registry)
+        self._journal = Journal(settings.journal)
+        self._lifecycle = lifecycle
+        self._loop = asyncio.get_running_loop()
+        self._replica = settings.replica or replica_name(os.environ.get("POD_NAME", ""))
+        self._session = aiohttp.ClientSession()
+        self._threads = TokenizeThreads()
+        self._tokenization = Tokenization(
+            self._session,
+            self._threads,
+            TokenizerSource(self._session, self._threads, folder=settings.tokenizer_cache),
+            self._metrics,
+        )
+        self._publish: Callable[[Sequence[Endpoint]], None] = lambda _: None
+        self._pool = Pool(
+            endpoint_source(settings), self._follow, lambda snapshot: self._publish(snapshot)
+        )
+        self._picker = KvPicker(
+            self._pool,
+            self._tokenization,
+            settings.policy,
+            self._metrics,
+            self._journal,
+            replica=self._replica,
+            rng=random.Random(),
+            clock=time.monotonic,
+            wall=time.time,
+        )
+        self._gauges: asyncio.Task[None] | None = None
+
+    def _follow(self, pool: Pool, worker: Worker) -> Follower:
+        if worker.stock:
+            from dynamo_epp.endpoints.stock import StockFollower
+
+            return StockFollower(pool, worker, self._session, clock=time.monotonic)
+        return StreamFollower(
+            pool, worker, self._picker, subscriber=self._replica, clock=time.monotonic
+        )
+
+    # --- frontend.ServingPicker
+
+    def add_routes(self, app: web.Application) -> None:
+        add_status_routes(
+            app, self._lifecycle, self._pool, self._picker, self._journal, int(time.time())
+        )
+
+    async def start(self, publish: Callable[[Sequence[Endpoint]], None]) -> None:
+        self._publish = publish
+        await self._pool.start()
+        await self._pool.synced.wait()
+        self._gauges = asyncio.create_task(self._keep_gauges())
+        if not await self._pool.wait_warm(START_WARM_S):
+            silent = [w.name for w in self._pool.workers.values() if not w.live]
+            log.warning(
+                "starting without the caches of %s; decisions are approximate", ", ".join(silent)
+            )
+
+    def logged(self, entry: AccessEntry) -> None:
+        self._picker.on_access_log(entry)
+
+    async def stop(self) -> None:
+        if self._gauges is not None:
+            self._gauges.cancel()
+            await asyncio.gather(self._gauges, return_exceptions=True)
+        await self._pool.stop()
+        self._tokenization.stop()
+        self._threads.close()
+        await self._session.close()
+
+    async def pick(self, request: PickRequest) -> Route | Refusal:
+        return await self._picker.pick(request)
+
+    def released(self, route: Route) -> None:
+        self._picker.released(route)
+
+    async def _keep_gauges(self) -> None:
+        metrics = self._metrics
+        while True:
+            states = dict.fromkeys(metrics.WORKER_STATES, 0)
+            for worker in self._pool.workers.values():
+                states[worker.state()] += 1
+            for state, count in states.items():
+                metrics.workers.labels(state).set(count)
+            blocks = sum(self._pool.index.blocks(w.slot) for w in self._pool.workers.values())
+            metrics.cached_blocks.set(blocks)
+            await asyncio.sleep(GAUGES_EVERY_S)

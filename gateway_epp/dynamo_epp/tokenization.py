@@ -1,0 +1,184 @@
+"""Which tokenizer a request goes through, and whether its tokens may be believed.
+
+Our workers serve their model's files, so the picker tokenizes by itself; stock engines are asked
+over HTTP. Either way the engine's own count, where it comes back, is compared with the picker's,
+and a model whose counts differ is routed by load until they agree again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import aiohttp
+import numpy as np
+import numpy.typing as npt
+from dynamo_kv_router.stream.format import WorkerInfo
+
+from dynamo_epp.endpoints.worker import Worker
+from dynamo_epp.metrics import PickerMetrics
+from dynamo_epp.requests import ParsedRequest
+from dynamo_epp.tokenize import (
+    Exactness,
+    LocalTokenizer,
+    NotExact,
+    PromptTokenizer,
+    RemoteTokenizer,
+    TokenizerSource,
+    TokenizeThreads,
+    Trust,
+    fingerprint,
+)
+
+log = logging.getLogger(__name__)
+
+LOAD_WAIT_S = 5.0
+"""How long a request waits for its model's tokenizer to be fetched and built."""
+RETRY_S = 5.0
+"""Pause before a tokenizer that could not be loaded is tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Prompt tokens. ``distrust`` says why they must not be routed by ("" if they may): they are
+    computed all the same, to see whether the engine's counts agree again."""
+
+    tokens: npt.NDArray[np.uint32]
+    distrust: str = ""
+
+
+class Tokenization:
+    """The tokenizers of all models of a pool. ``session`` and ``threads`` belong to the caller."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        threads: TokenizeThreads,
+        source: TokenizerSource,
+        metrics: PickerMetrics,
+    ) -> None:
+        self._session = session
+        self._threads = threads
+        self._source = source
+        self._metrics = metrics
+        self._trust: dict[str, Exactness] = {}  # model -> comparison
+        # fingerprint -> the load under way or the last that failed
+        self._loads: dict[str, asyncio.Task[LocalTokenizer]] = {}
+        self._turn = 0
+
+    def stop(self) -> None:
+        for task in self._loads.values():
+            task.cancel()
+        self._loads.clear()
+
+    # --- what workers tell
+
+    def on_described(self, worker: Worker, info: WorkerInfo) -> None:
+        """Fetch the worker's tokenizer unless it is known."""
+        if not info.tokenizer or worker.endpoint.status_port is None:
+            worker.tokenizer = ""
+            return
+        settings = {"max_model_len": str(info.max_model_len), **info.tokenizer_settings}
+        worker.tokenizer = fingerprint(info.tokenizer, settings)
+        running = self._loads.get(worker.tokenizer)
+        if self._source.get(worker.tokenizer) is None and (running is None or running.done()):
+            base = f"http://{worker.endpoint.address}:{worker.endpoint.status_port}"
+            self._loads[worker.tokenizer] = asyncio.create_task(
+                self._load(worker, base, info, settings)
+            )
+
+    async def _load(
+        self, worker: Worker, base: str, info: WorkerInfo, settings: dict[str, str]
+    ) -> LocalTokenizer:
+        name = worker.tokenizer
+        try:
+            return await self._source.load(base, info.tokenizer, settings)
+        except NotExact as error:
+            log.warning("no tokenizer for %s from %s: %s", info.model, worker.name, error)
+            asyncio.get_running_loop().call_later(RETRY_S, self._retry, worker, info, name)
+            raise
+
+    def _retry(self, worker: Worker, info: WorkerInfo, name: str) -> None:
+        if worker.tokenizer == name and self._source.get(name) is None and worker.live:
+            self.on_described(worker, info)
+
+    def check(self, worker: Worker, model: str, predicted: int, reported: int) -> None:
+        """Compare a prompt's token count with the engine's (−1: not reported)."""
+        if reported < 0:
+            self._metrics.tokenization.labels(model, "unreported").inc()
+            return
+        trust = self._trust_of(model)
+        result = "match" if predicted == reported else "mismatch"
+        self._metrics.tokenization.labels(model, result).inc()
+        if trust.observe(predicted, reported):
+            exact = trust.state is Trust.EXACT
+            self._metrics.tokenization_exact.labels(model).set(exact)
+            if exact:
+                log.warning("%s: token counts agree with the engine's again", model)
+            else:
+                log.error(
+                    "%s: %s (seen on %s); its requests are routed by load",
+                    model,
+                    trust.reason,
+                    worker.name,
+                )
+
+    def _trust_of(self, model: str) -> Exactness:
+        trust = self._trust.get(model)
+        if trust is None:
+            trust = self._trust[model] = Exactness()
+            self._metrics.tokenization_exact.labels(model).set(1)
+        return trust
+
+    # --- what requests need
+
+    async def encode(self, request: ParsedRequest, workers: list[Worker]) -> Encoded:
+        """The prompt's tokens as the engine will have them. Raises ``NotExact``."""
+        if request.prompt is None:
+            raise NotExact(request.not_tokenizable or "the prompt can't be tokenized here")
+        trust = self._trust_of(request.model)
+        if not trust.predicts():
+            raise NotExact(trust.reason)
+        tokenized = await self._tokenize(request, workers)
+        if len(tokenized) != 1:
+            raise NotExact(f"{len(tokenized)} prompts in one request")
+        return Encoded(tokenized[0], trust.reason)
+
+    async def _tokenize(
+        self, request: ParsedRequest, workers: list[Worker]
+    ) -> list[npt.NDArray[np.uint32]]:
+        assert request.prompt is not None
+        problem = NotExact("no worker serves a tokenizer, and none can be asked")
+        for name in dict.fromkeys(worker.tokenizer for worker in workers if worker.tokenizer):
+            try:
+                return await (await self._local(name)).tokenize(request.prompt)
+            except NotExact as error:
+                problem = error
+        for tokenizer in self._engines(request.model, workers):
+            try:
+                return await tokenizer.tokenize(request.prompt)
+            except NotExact as error:
+                problem = error
+        raise problem
+
+    async def _local(self, name: str) -> PromptTokenizer:
+        loaded = self._source.get(name)
+        if loaded is not None:
+            return loaded
+        task = self._loads.get(name)
+        if task is None:
+            raise NotExact("the model's tokenizer is not loaded")
+        try:
+            return await asyncio.wait_for(asyncio.shield(task), LOAD_WAIT_S)
+        except TimeoutError:
+            raise NotExact(f"the model's tokenizer did not load within {LOAD_WAIT_S:g} s") from None
+
+    def _engines(self, model: str, workers: list[Worker]) -> Iterable[RemoteTokenizer]:
+        """Two engines to ask, others at each call, if any worker is a stock engine."""
+        stock = [w for w in workers if w.stock and w.endpoint.ready and not w.endpoint.terminating]
+        self._turn += 1
+        for offset in range(min(2, len(stock))):
+            worker = stock[(self._turn + offset) % len(stock)]
+            yield RemoteTokenizer(self._session, f"http://{worker.endpoint.hostport}", model=model)
