@@ -10,40 +10,17 @@ import asyncio
 import logging
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
+from dynamo_runtime.endpoint import ROLES as ROLES
+from dynamo_runtime.endpoint import Endpoint as Endpoint
+
 log = logging.getLogger(__name__)
-
-ROLES = ("worker", "prefill", "decode")
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """One engine: a pod's address and what the registry says of it."""
-
-    name: str  # pod name, unique in a snapshot
-    address: str  # IP
-    port: int  # the engine's HTTP port
-    role: str = "worker"  # one of ROLES
-    ready: bool = False  # the pod's readiness, as its probes say
-    terminating: bool = False
-    generation: str = ""  # worker hash; "" if the graph has no generations
-    stream_port: int | None = None  # our worker stream; None: a stock engine
-    status_port: int | None = None  # our launcher's status server
-    labels: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def hostport(self) -> str:
-        return (
-            f"[{self.address}]:{self.port}"
-            if ":" in self.address
-            else (f"{self.address}:{self.port}")
-        )
 
 
 class EndpointSource(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dynamo_kv_router.load import WorkerLoad
-from dynamo_runtime.discovery import Endpoint
+from dynamo_runtime.endpoint import Endpoint
 
 
 @dataclass(slots=True, eq=False)
