@@ -52,7 +52,8 @@ class Launch:
     resolve: Callable[[str], str]  # expands and substitutes one more text (hooks, exec probes)
 
 
-Report = Callable[["Container", str], None]  # called with a line for the user, "" for none
+# Called at each change with a line for the user ("" for none) and the log's tail that explains it.
+Report = Callable[["Container", str, str], None]
 
 
 class Container:
@@ -112,13 +113,13 @@ class Container:
                 if self.plan.stage is Stage.INIT and outcome is None:
                     self.phase, self.detail = Phase.DONE, ""
                     self.started.set()
-                    self._report(self, "")
+                    self._report(self, "", "")
                     return
                 await self._back_off(outcome or "exited with status 0", time.monotonic() - began)
         finally:
             if self.phase is not Phase.DONE:
                 self.phase, self.detail = Phase.STOPPED, ""
-            self._report(self, "")
+            self._report(self, "", "")
 
     async def _back_off(self, outcome: str, ran_s: float) -> None:
         wait = self._backoff.after(ran_s)
@@ -127,8 +128,7 @@ class Container:
         self.failures += 1
         self.last_failure = outcome
         self.phase, self.detail = Phase.BACK_OFF, f"{outcome}; again in {wait:g} s"
-        tail = self.tail()
-        self._report(self, f"{self.detail}{tail and ':'}\n{tail}".rstrip())
+        self._report(self, self.detail, self.tail())
         await asyncio.wait([self._stop], timeout=wait)
         self.restarts += 1
 
@@ -166,7 +166,7 @@ class Container:
         self._probes = ContainerProbes(self.plan.probes, time.monotonic())
         if self._probes.started and self.plan.stage is not Stage.INIT:
             self.started.set()
-        self._report(self, "")
+        self._report(self, "", "")
         exited = asyncio.create_task(child.wait())
         watch = asyncio.create_task(self._watch())
         try:
@@ -180,7 +180,7 @@ class Container:
                 await self._terminate(child, self._stop.result())
                 return None
             reason, grace_s = watch.result()
-            self._report(self, f"{reason}: restarting it")
+            self._report(self, f"{reason}: restarting it", "")
             await self._terminate(child, self._grace_s if grace_s is None else grace_s)
             return reason
         finally:
@@ -208,7 +208,7 @@ class Container:
             if failed is not None:
                 return failed
             self.started.set()
-            self._report(self, "")
+            self._report(self, "", "")
         states = [self._probes.get(kind) for kind in (Kind.LIVENESS, Kind.READINESS)]
         tasks = [asyncio.create_task(self._ask(state)) for state in states if state is not None]
         if not tasks:
@@ -242,9 +242,9 @@ class Container:
             if self._probes.failed is state:
                 return f"{probe.kind.value} probe failed ({answer.message})", probe.grace
             if changed and probe.kind is Kind.READINESS and not state.result:
-                self._report(self, f"no longer ready: {answer.message}")
+                self._report(self, f"no longer ready: {answer.message}", "")
             elif changed or answer.message != before:
-                self._report(self, "")
+                self._report(self, "", "")
             if probe.kind is Kind.STARTUP and state.result:
                 return None
 
@@ -255,7 +255,7 @@ class Container:
         if self.plan.pre_stop is not None and grace_s > 0:
             answer = await self._hook(self.plan.pre_stop, grace_s)
             if not answer.ok:
-                self._report(self, f"preStop hook failed: {answer.message}")
+                self._report(self, f"preStop hook failed: {answer.message}", "")
             left = max(LEAST_GRACE_S, deadline - time.monotonic())
         await child.stop(left)
 

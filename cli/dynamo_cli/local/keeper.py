@@ -1,9 +1,10 @@
-"""Cleans up after a runner that died without doing so (SIGKILL, power of a second Ctrl-C).
+"""Cleans up after a runner that died without doing so (SIGKILL, or a second Ctrl-C).
 
 Started as a process of its own beside each run, with nothing but the standard library, and reads
-its standard input: ``remove PATH`` lines say what to delete should the runner die (a folder with
-``remove-empty`` only if nothing is in it), ``done`` says that nothing is left to do. End of input without ``done`` means the runner is gone: whatever
-carries the run's marker in its environment is killed, then the paths are removed.
+its standard input: ``remove PATH`` lines say what to delete should the runner die (``remove-empty``
+for a folder that goes only if nothing is in it), ``done`` says that nothing is left to do. End of
+input without ``done`` means the runner is gone: whatever carries the run's marker in its
+environment is killed, then the paths are removed.
 
 Direct children of a runner die with it by themselves (``runtime.child``); this is for what those
 have started: an engine's own worker processes know nothing of us.

@@ -82,7 +82,7 @@ class Pod:
         plan: PodPlan,
         place: Place,
         objects: Objects,
-        changed: Callable[[Pod, Container | None, str], None],
+        changed: Callable[[Pod, Container | None, str, str], None],
     ) -> None:
         self.plan = plan
         self.place = place
@@ -196,8 +196,8 @@ class Pod:
 
     # --- state --------------------------------------------------------------------------------
 
-    def _report(self, container: Container, line: str) -> None:
-        self._changed(self, container, line)
+    def _report(self, container: Container, line: str, tail: str) -> None:
+        self._changed(self, container, line, tail)
 
     @property
     def _lasting(self) -> list[Container]:
@@ -267,7 +267,7 @@ class Pod:
     async def stop(self, grace_s: float | None = None) -> None:
         """End the pod within its grace period: unready at once, then its processes."""
         self.terminating = True
-        self._changed(self, None, "")
+        self._changed(self, None, "", "")
         deadline = time.monotonic() + (self.plan.grace_s if grace_s is None else grace_s)
         sidecars = [c for c in reversed(self.containers) if c.plan.stage is Stage.SIDECAR]
         await self._stop_all([c for c in self.containers if c not in sidecars], deadline)

@@ -56,6 +56,7 @@ class Runner:
         self._wanted = {pod.deployment: pod.replicas for pod in plan.pods}
         self._tasks: dict[Pod, asyncio.Task[None]] = {}
         self._made = 0
+        self._tails: set[str] = set()  # that the user has seen
         self._moved = asyncio.Event()
         self._endpoints_file = session.state / "endpoints.json"
         self._endpoints: list[Endpoint] | None = None
@@ -140,10 +141,15 @@ class Runner:
 
     # --- state --------------------------------------------------------------------------------
 
-    def _pod_changed(self, pod: Pod, container: Container | None, line: str) -> None:
+    def _pod_changed(self, pod: Pod, container: Container | None, line: str, tail: str) -> None:
         if line:
             one = len(pod.plan.containers) == 1 or container is None
             who = pod.name if one or container is None else f"{pod.name}/{container.plan.name}"
+            if tail and tail in self._tails:
+                line += " (log as above)"  # replicas fail alike, and again and again
+            elif tail:
+                self._tails.add(tail)
+                line += f":\n{tail}"
             self._on_line(f"{who}: {line}")
         if container is not None and container.failures:
             self.troubled = True

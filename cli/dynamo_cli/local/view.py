@@ -63,10 +63,12 @@ class View:
         if self._live is not None:
             return
         for pod in pods:
-            if self._shown.get(pod.name) != pod.state:
-                self._shown[pod.name] = pod.state
-                if pod.state in ("starting", "ready"):
-                    self.line(f"{pod.name} ({pod.address}) {pod.state}")
+            before = self._shown.get(pod.name)
+            if pod.state not in ("starting", "ready") or pod.state == before:
+                continue
+            self._shown[pod.name] = pod.state
+            if pod.state == "ready" or before is None:  # a restart has its own line
+                self.line(f"{pod.name} ({pod.address}) {pod.state}")
 
     def remind(self) -> None:
         """Without a table: say now and then what is being waited for."""
