@@ -568,23 +568,11 @@ async def test_sigterm_cuts_streams_without_a_shutdown_timeout():
         assert await asyncio.to_thread(process.wait, 10) == 0
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--kv-events-config", '{"endpont": "x"}'], "--kv-events-config: Object contains unknown"),
-        (["--kv-events-config", '{"publisher": "nats"}'], "use zmq or null"),
-        (["--max-model-len", "100000"], "needs 6250 blocks of 16 tokens, but the pool has 4096"),
-        (["--timing-profile", "/nowhere.json"], "/nowhere.json"),
-        (["--tokenizer", "/nowhere"], "/nowhere: no tokenizer.json there"),
-        (["--middleware", "json.nothing"], "--middleware json.nothing"),
-        (["--port", "70000"], "a port is from 0 to 65535"),
-    ],
-)
-def test_flags_that_cannot_be_used_are_named(flags: list[str], words: str):
-    command = [sys.executable, "-m", "dynamo_workers.sim", "--host", "127.0.0.1", *flags]
+def test_flags_that_cannot_be_used_end_with_one_clear_line():
+    command = [sys.executable, "-m", "dynamo_workers.sim", "--tokenizer", "/nowhere"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode == 2
-    assert words in done.stderr
+    assert "/nowhere: no tokenizer.json there" in done.stderr
     assert "Traceback" not in done.stderr
 
 
