@@ -199,6 +199,13 @@ async def test_a_container_that_ends_is_restarted_with_back_off_and_its_log_show
         await run.until(lambda: any("again in 2 s" in line for line in run.lines))
 
 
+async def test_our_own_json_log_is_shown_readably(folders: Path) -> None:
+    line = json.dumps({"ts": "x", "level": "ERROR", "message": "no model", "exception": "a\nb"})
+    async with running(deployment(shell(f"echo '{line}'; exit 1".replace("\\", "\\\\")))) as run:
+        await run.until(lambda: bool(run.lines))
+        assert run.lines[0].endswith("again in 1 s:\n    ERROR no model\n    a\n    b")
+
+
 async def test_wait_ready_gives_up_on_a_container_that_keeps_failing(folders: Path) -> None:
     async with running(deployment(shell("exit 3", readinessProbe=HTTP, ports=PORTS))) as run:
         with pytest.raises(

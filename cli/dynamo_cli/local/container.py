@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from dynamo_runtime.child import Child, signal_group
 
 from dynamo_cli.local import keeper
@@ -141,8 +142,8 @@ class Container:
                 text = log.read().decode(errors="replace")
         except OSError:
             return ""
-        lines = text.rstrip().splitlines()[-TAIL_LINES:]
-        return "\n".join(f"    {line}" for line in lines)
+        lines = [part for line in text.rstrip().splitlines() for part in _readable(line)]
+        return "\n".join(f"    {line}" for line in lines[-TAIL_LINES:])
 
     async def _run_once(self) -> str | None:
         """One run of the process. ``None``: it succeeded or was stopped; else what went wrong."""
@@ -281,6 +282,23 @@ class Container:
             with contextlib.suppress(asyncio.CancelledError):
                 await child.wait()
         return status, "\n".join(output)
+
+
+def _readable(line: str) -> list[str]:
+    """A line of our own JSON log as a person wants it; any other line as it is."""
+    if not line.startswith("{"):
+        return [line]
+    try:
+        entry = msgspec.json.decode(line, type=_LogLine)
+    except msgspec.DecodeError:
+        return [line]
+    return [f"{entry.level} {entry.message}", *entry.exception.splitlines()]
+
+
+class _LogLine(msgspec.Struct):
+    level: str
+    message: str
+    exception: str = ""
 
 
 def _ended(status: int) -> str:

@@ -38,7 +38,8 @@ class UpRecord(msgspec.Struct, frozen=True):
 
 def runtime_folder() -> Path:
     """The folder of the records; it exists only while there is one."""
-    if base := os.environ.get("XDG_RUNTIME_DIR"):
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    if base and Path(base).is_dir():  # `su` leaves the variable of a session that is not there
         return Path(base) / "dynamo"
     return Path(tempfile.gettempdir()) / f"dynamo-{os.getuid()}"
 
