@@ -1,0 +1,190 @@
+"""From an engine's events to block keys that enter and leave its cache.
+
+Engines name blocks by hashes of their own and report a block as often as they hold it; pickers want
+keys that all workers share, each at most once. The normaliser keeps the map between the two and
+counts, so that what comes out are the moments when a key becomes cached or stops being so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dynamo_kv_router.engine_events import (
+    AllBlocksCleared,
+    BlockRemoved,
+    BlockStored,
+    EngineBatch,
+    Hash,
+    Missed,
+    Restarted,
+)
+from dynamo_kv_router.extras import engine_extras
+from dynamo_kv_router.keys import block_keys
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a batch did to the cache. ``cleared`` comes before ``stored`` and ``removed``, and no
+    key is in both of those."""
+
+    cleared: bool = False
+    stored: dict[int, None] = field(default_factory=dict)  # keys, in order
+    removed: dict[int, None] = field(default_factory=dict)
+
+    def store(self, key: int) -> None:
+        if key in self.removed:
+            del self.removed[key]
+        else:
+            self.stored[key] = None
+
+    def remove(self, key: int) -> None:
+        if key in self.stored:
+            del self.stored[key]
+        else:
+            self.removed[key] = None
+
+    def clear(self) -> None:
+        self.cleared = True
+        self.stored.clear()
+        self.removed.clear()
+
+    def __bool__(self) -> bool:
+        return bool(self.cleared or self.stored or self.removed)
+
+
+class Normaliser:
+    """State of one engine's device cache.
+
+    ``block_size`` is in tokens. ``seed_for`` gives the seed of a chain from the adapter's name ("":
+    the base model). Invariant: a key is cached as long as one engine hash with that key has a count
+    above 0.
+    """
+
+    def __init__(self, block_size: int, seed_for: Callable[[str], int]) -> None:
+        self._block_size = block_size
+        self._seed_for = seed_for
+        self._keys: dict[Hash, int] = {}  # engine hash -> key
+        self._counts: dict[Hash, int] = {}  # engine hash -> times held; chained and orphans
+        self._names: dict[int, int] = {}  # key -> engine hashes that have it
+        self._orphans: set[Hash] = set()  # held, but with a parent that was never announced
+        self._missed = False  # events are lost since the cache was last known empty
+        self.unchained = 0  # blocks that could not be given a key
+        self.ignored = 0  # blocks in other tiers or other cache groups
+        self.problem = ""  # why events can't be used at all; "" if they can
+
+    @property
+    def exact(self) -> bool:
+        """Everything the engine caches has its key, and nothing else has."""
+        return not (self._orphans or self._missed or self.problem)
+
+    @property
+    def why_not_exact(self) -> str:
+        """In words; "" if exact."""
+        if self.problem:
+            return self.problem
+        if self._missed:
+            return "some of the engine's events are lost"
+        if self._orphans:
+            return f"{len(self._orphans)} cached blocks follow blocks that were never announced"
+        return ""
+
+    def cached(self) -> set[int]:
+        """All keys cached at the moment."""
+        return set(self._names)
+
+    def apply(self, item: EngineBatch | Restarted | Missed) -> Changes:
+        """Take in what the source gave; return what changed."""
+        changes = Changes()
+        if isinstance(item, Restarted):
+            self._clear(changes)
+        elif isinstance(item, Missed):
+            # Removals may be among the lost: a key too many misleads, a key too few costs little.
+            self._clear(changes)
+            self._missed = True
+        else:
+            for event in item.events:
+                if isinstance(event, BlockStored):
+                    self._store(event, changes)
+                elif isinstance(event, BlockRemoved):
+                    self._remove(event, changes)
+                elif isinstance(event, AllBlocksCleared):
+                    self._clear(changes)
+        return changes
+
+    def _clear(self, changes: Changes) -> None:
+        self._keys.clear()
+        self._counts.clear()
+        self._names.clear()
+        self._orphans.clear()
+        self._missed = False
+        changes.clear()
+
+    def _store(self, event: BlockStored, changes: Changes) -> None:
+        hashes = event.block_hashes
+        if event.medium.upper() != "GPU" or event.group != 0:
+            self.ignored += len(hashes)
+            return
+        if event.block_size != self._block_size:
+            self.problem = (
+                f"the engine's events have {event.block_size} tokens a block, "
+                f"{self._block_size} were expected"
+            )
+            self.unchained += len(hashes)
+            return
+        parent = None
+        chained = len(event.token_ids) == len(hashes) * event.block_size
+        if event.parent is not None:
+            parent = self._keys.get(event.parent)
+            chained = chained and parent is not None
+        keys: list[int] = []
+        if chained:
+            extra = event.extra_keys or ()
+            keys = block_keys(
+                np.asarray(event.token_ids, dtype=np.uint32),
+                event.block_size,
+                seed=self._seed_for(event.lora or ""),
+                extras=[engine_extras(one, event.lora) for one in extra],
+                parent=parent,
+            ).tolist()
+        else:
+            self.unchained += len(hashes)
+        for position, name in enumerate(hashes):
+            count = self._counts.get(name, 0)
+            self._counts[name] = count + 1
+            if name in self._keys:
+                continue
+            if not keys:
+                self._orphans.add(name)
+                continue
+            self._orphans.discard(name)
+            key = self._keys[name] = keys[position]
+            names = self._names.get(key, 0)
+            self._names[key] = names + 1
+            if names == 0:
+                changes.store(key)
+
+    def _remove(self, event: BlockRemoved, changes: Changes) -> None:
+        if event.medium.upper() != "GPU" or event.group != 0:
+            self.ignored += len(event.block_hashes)
+            return
+        for name in event.block_hashes:
+            count = self._counts.get(name, 0)
+            if count == 0:
+                continue  # announced before we listened
+            if count > 1:
+                self._counts[name] = count - 1
+                continue
+            del self._counts[name]
+            self._orphans.discard(name)
+            key = self._keys.pop(name, None)
+            if key is None:
+                continue
+            names = self._names[key] - 1
+            if names:
+                self._names[key] = names
+            else:
+                del self._names[key]
+                changes.remove(key)
