@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from typing import Annotated, Any
@@ -61,7 +62,8 @@ def _fail(message: str) -> None:
 def _status_url() -> str:
     from dynamo_cli.local.record import running_ups
 
-    ups = running_ups()
+    url = os.environ.get("DYNAMO_URL")
+    ups = [up for up in running_ups() if url is None or up.url == url]
     frontends = [pod for up in ups for pod in up.pods if pod.role == "frontend"]
     if len(frontends) != 1:
         found = "no running `dynamo up`" if not ups else f"{len(frontends)} running frontends"

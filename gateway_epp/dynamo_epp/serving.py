@@ -25,6 +25,7 @@ from dynamo_runtime.lifecycle import Lifecycle
 from prometheus_client import CollectorRegistry
 
 from dynamo_epp.endpoints.pool import Follower, Pool
+from dynamo_epp.endpoints.stock import StockFollower
 from dynamo_epp.endpoints.streams import StreamFollower
 from dynamo_epp.endpoints.worker import Worker
 from dynamo_epp.explain import Journal
@@ -124,9 +125,7 @@ class ServingKvPicker:
 
     def _follow(self, pool: Pool, worker: Worker) -> Follower:
         if worker.stock:
-            from dynamo_epp.endpoints.stock import StockFollower
-
-            return StockFollower(pool, worker, self._session, clock=time.monotonic)
+            return StockFollower(pool, worker, self._session)
         return StreamFollower(
             pool, worker, self._picker, subscriber=self._replica, clock=time.monotonic
         )

@@ -83,12 +83,19 @@ class Restarted:
 
 
 @dataclass(frozen=True, slots=True)
+class Caught:
+    """All that can be had of the past has been given; what follows happens now."""
+
+
+@dataclass(frozen=True, slots=True)
 class Missed:
     """Batches ``first`` to ``last`` are lost for good: what is known of the cache may be wrong."""
 
     first: int
     last: int
 
+
+Item = EngineBatch | Restarted | Caught | Missed
 
 # Positional order of the older encoding.
 _STORED = (
@@ -151,7 +158,9 @@ class EngineEventSource:
 
     ``endpoint`` and ``replay_endpoint`` are ZeroMQ addresses to connect to; nothing needs to listen
     there yet. Iterating gives batches in order without gaps or repeats, ``Restarted`` before the
-    first batch of an engine that began anew, and ``Missed`` where batches are lost.
+    first batch of an engine that began anew, and ``Missed`` where batches are lost. ``Caught``
+    comes once an engine's replay has told all of its past that it still has; without a replay
+    socket the past is known only from the number of the first batch.
     """
 
     def __init__(
@@ -170,7 +179,7 @@ class EngineEventSource:
         self.undecodable = 0
         self.gaps = 0
 
-    async def batches(self) -> AsyncIterator[EngineBatch | Restarted | Missed]:
+    async def batches(self) -> AsyncIterator[Item]:
         """Everything the engine says, from its start as far as its replay reaches."""
         context = zmq.asyncio.Context.instance()
         socket = context.socket(zmq.SUB)
@@ -183,9 +192,14 @@ class EngineEventSource:
             socket.connect(self._endpoint)
             if self._replay_endpoint is not None:
                 # What was said before we subscribed, if the engine runs already.
-                for batch in await self._replay(0):
+                replayed = await self._replay(0)
+                for batch in replayed or ():
+                    if batch.seq > self._next:
+                        yield Missed(self._next, batch.seq - 1)
                     yield batch
                     self._next = batch.seq + 1
+                if replayed is not None:
+                    yield Caught()
             while True:
                 frames = await socket.recv_multipart()
                 if len(frames) != 3:
@@ -197,9 +211,7 @@ class EngineEventSource:
         finally:
             socket.close()
 
-    async def _live(
-        self, seq: int, payload: bytes
-    ) -> AsyncIterator[EngineBatch | Restarted | Missed]:
+    async def _live(self, seq: int, payload: bytes) -> AsyncIterator[Item]:
         if seq < self._next:
             # Replayed batches arrive live as well, if they were on their way already; an engine
             # that began anew counts from 0. Only its replay, or a 0, tells the two apart.
@@ -209,7 +221,7 @@ class EngineEventSource:
             self._next = 0
         if seq > self._next:
             self.gaps += 1
-            for batch in await self._replay(self._next):
+            for batch in await self._replay(self._next) or ():
                 if self._next <= batch.seq < seq:
                     if batch.seq > self._next:
                         yield Missed(self._next, batch.seq - 1)
@@ -228,13 +240,13 @@ class EngineEventSource:
     async def _began_anew(self, seq: int) -> bool:
         if self._replay_endpoint is None:
             return True
-        newest = max((batch.seq for batch in await self._replay(seq)), default=-1)
+        newest = max((batch.seq for batch in await self._replay(seq) or ()), default=-1)
         return newest + 1 < self._next
 
-    async def _replay(self, start: int) -> list[EngineBatch]:
-        """Batches from ``start`` on that the engine still has; empty if it does not answer."""
+    async def _replay(self, start: int) -> list[EngineBatch] | None:
+        """Batches from ``start`` on that the engine still has; ``None`` if it does not answer."""
         if self._replay_endpoint is None:
-            return []
+            return None
         socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
         batches: list[EngineBatch] = []
@@ -250,7 +262,8 @@ class EngineEventSource:
                         break
                     batches.append(decode_batch(frames[-1], int.from_bytes(number, "big")))
         except TimeoutError:
-            log.debug("%s: no replay within %g s", self._replay_endpoint, self._timeout_s)
+            log.warning("%s: no replay within %g s", self._replay_endpoint, self._timeout_s)
+            return None
         except (Undecodable, IndexError) as error:
             self.undecodable += 1
             log.warning("%s: replay: %s", self._replay_endpoint, error)

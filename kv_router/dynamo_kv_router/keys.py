@@ -42,11 +42,12 @@ import functools
 import hashlib
 from array import array
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Tokens = npt.NDArray[np.integer[npt.NBitBase]] | Sequence[int]
+Tokens = npt.NDArray[np.integer[Any]] | Sequence[int]
 Keys = npt.NDArray[np.uint64]
 """Shape (blocks,)."""
 

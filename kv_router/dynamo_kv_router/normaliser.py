@@ -16,8 +16,9 @@ from dynamo_kv_router.engine_events import (
     AllBlocksCleared,
     BlockRemoved,
     BlockStored,
-    EngineBatch,
+    Caught,
     Hash,
+    Item,
     Missed,
     Restarted,
 )
@@ -95,7 +96,7 @@ class Normaliser:
         """All keys cached at the moment."""
         return set(self._names)
 
-    def apply(self, item: EngineBatch | Restarted | Missed) -> Changes:
+    def apply(self, item: Item) -> Changes:
         """Take in what the source gave; return what changed."""
         changes = Changes()
         if isinstance(item, Restarted):
@@ -104,7 +105,7 @@ class Normaliser:
             # Removals may be among the lost: a key too many misleads, a key too few costs little.
             self._clear(changes)
             self._missed = True
-        else:
+        elif not isinstance(item, Caught):
             for event in item.events:
                 if isinstance(event, BlockStored):
                     self._store(event, changes)

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from dynamo_workers import engine_metrics, model_files
+from dynamo_kv_router import engine_metrics
+from dynamo_workers import model_files
 from dynamo_workers.engine_side import FOLDER, MIDDLEWARE
 from dynamo_workers.engines import Arguments, BadArguments, Place, SimEngine
 from dynamo_workers.readiness import judge

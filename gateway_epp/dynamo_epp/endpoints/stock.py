@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import aiohttp
 import msgspec
 from dynamo_kv_router import engine_metrics
+from dynamo_kv_router.engine_events import EngineEventSource
+from dynamo_kv_router.keys import model_seed
+from dynamo_kv_router.normaliser import Normaliser
 
 from dynamo_epp.endpoints.pool import Pool
 from dynamo_epp.endpoints.worker import Worker
@@ -23,7 +25,12 @@ from dynamo_epp.endpoints.worker import Worker
 log = logging.getLogger(__name__)
 
 SCRAPE_S = 1.0
+UNANSWERED_S = 0.25
+"""Pause before an engine that did not answer yet is asked again."""
 TIMEOUT_S = 3.0
+UNHEARD = "the engine worked before the picker listened, and has no replay_endpoint"
+LOST_AFTER = 3
+"""Unanswered questions in a row after which what is known of the cache is void."""
 
 
 class _Model(msgspec.Struct):
@@ -36,39 +43,62 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
-class StockFollower:
-    """One stock engine, asked once a second. ``clock`` gives monotonic seconds."""
+class _EventSource(msgspec.Struct):
+    """One entry of vLLM's `/kv_event_sources`, which maps ranks to these."""
 
-    def __init__(
-        self,
-        pool: Pool,
-        worker: Worker,
-        session: aiohttp.ClientSession,
-        *,
-        clock: Callable[[], float],
-    ) -> None:
+    endpoint: str
+    replay_endpoint: str | None = None
+    topic: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Description:
+    """What an engine is. Another description means that another engine answers."""
+
+    model: str
+    block_size: int
+    total_blocks: int
+    max_model_len: int
+
+
+class StockFollower:
+    """One stock engine. ``session`` belongs to the caller."""
+
+    def __init__(self, pool: Pool, worker: Worker, session: aiohttp.ClientSession) -> None:
         self._pool = pool
         self._worker = worker
         self._session = session
-        self._clock = clock
         self._url = f"http://{worker.endpoint.hostport}"
-        self._task: asyncio.Task[None] | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._normaliser: Normaliser | None = None
+        self._description: _Description | None = None
+        self._heard = False  # the engine's past is known, or its first event has come
+        self._no_events = ""  # why the cache can't be followed; "" if it can
 
     async def start(self) -> None:
-        self._task = asyncio.create_task(self._run())
+        self._asking = asyncio.create_task(self._ask_for_ever())
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in (self._asking, self._listening):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
-    async def _run(self) -> None:
+    # --- what is asked for
+
+    async def _ask_for_ever(self) -> None:
+        unanswered = 0
         while True:
             try:
                 await self._ask()
+                unanswered = 0
             except (aiohttp.ClientError, TimeoutError, OSError, msgspec.MsgspecError) as error:
-                self._pool.forget_cache(self._worker, f"the engine can't be asked: {error}")
-            await asyncio.sleep(SCRAPE_S)
+                unanswered += 1
+                if unanswered == LOST_AFTER and self._description is not None:
+                    await self._forget(f"the engine can't be asked: {error or 'timeout'}")
+            known = self._description is not None
+            await asyncio.sleep(SCRAPE_S if known else UNANSWERED_S)
 
     async def _get(self, path: str) -> bytes:
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
@@ -79,5 +109,124 @@ class StockFollower:
     async def _ask(self) -> None:
         page = (await self._get("/metrics")).decode(errors="replace")
         models = msgspec.json.decode(await self._get("/v1/models"), type=_Models).data
-        config: dict[str, Any] = engine_metrics.cache_config(page)
-        del config, models
+        base = next((model for model in models if model.parent is None), None)
+        if base is None:
+            return
+        config = engine_metrics.cache_config(page)
+        description = _Description(
+            base.id,
+            _number(config.get("block_size")),
+            _number(config.get("num_gpu_blocks")),
+            base.max_model_len or 0,
+        )
+        self._pool.describe(
+            self._worker,
+            model=base.id,
+            models=[model.id for model in models],
+            loras=[model.id for model in models if model.parent is not None],
+            block_size=description.block_size,
+            total_blocks=description.total_blocks,
+            max_model_len=description.max_model_len,
+        )
+        figures = engine_metrics.figures(page)
+        if figures is not None:
+            load = self._worker.load
+            load.waiting = figures.waiting
+            load.kv_blocks_total = description.total_blocks
+            load.kv_blocks_used = round(figures.cache_usage * description.total_blocks)
+        if description != self._description:
+            await self._forget("another engine answers")
+            self._description = description
+            await self._listen(description)
+        elif self._listening is not None and self._listening.done():
+            await self._listen(description)
+        if self._listening is not None and not self._heard:
+            # No replay and no event yet: only an engine that has done nothing caches nothing.
+            idle = figures is not None and not (
+                figures.first_tokens or figures.running or figures.waiting
+            )
+            self._pool.set_live(self._worker, idle, "" if idle else UNHEARD)
+
+    # --- what is listened to
+
+    async def _listen(self, description: _Description) -> None:
+        source = await self._event_source()
+        if source is None:
+            self._no_events = self._no_events or "the engine publishes no KV events"
+        elif not description.block_size:
+            self._no_events = "the engine does not say its block size"
+        else:
+            self._no_events = ""
+        if source is None or self._no_events:
+            log.warning("%s: %s", self._worker.name, self._no_events)
+            self._pool.set_live(self._worker, False, self._no_events)
+            return
+        self._normaliser = Normaliser(
+            description.block_size, lambda lora: model_seed(description.model, lora)
+        )
+        self._heard = False
+        self._listening = asyncio.create_task(self._follow(source, self._normaliser))
+
+    async def _event_source(self) -> EngineEventSource | None:
+        try:
+            sources = msgspec.json.decode(
+                await self._get("/kv_event_sources"), type=dict[str, _EventSource]
+            )
+        except aiohttp.ClientResponseError as error:
+            self._no_events = f"the engine does not tell its event sockets ({error.status})"
+            return None
+        if not sources:
+            return None
+        if len(sources) > 1:
+            self._no_events = (
+                f"the engine has {len(sources)} data-parallel ranks behind one port; "
+                "which of them gets a request can't be chosen"
+            )
+            return None
+        (source,) = sources.values()
+        address = self._worker.endpoint.address
+        return EngineEventSource(
+            reachable(source.endpoint, address),
+            reachable(source.replay_endpoint, address) if source.replay_endpoint else None,
+            topic=source.topic,
+        )
+
+    async def _follow(self, source: EngineEventSource, normaliser: Normaliser) -> None:
+        worker, index = self._worker, self._pool.index
+        async for item in source.batches():
+            changes = normaliser.apply(item)
+            if changes.cleared:
+                index.clear(worker.slot)
+            if changes.removed:
+                index.remove(worker.slot, list(changes.removed))
+            if changes.stored:
+                index.store(worker.slot, list(changes.stored))
+            self._heard = True
+            if not worker.live or worker.exact != normaliser.exact:
+                self._pool.set_live(worker, normaliser.exact, normaliser.why_not_exact)
+
+    async def _forget(self, problem: str) -> None:
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.gather(self._listening, return_exceptions=True)
+            self._listening = None
+        self._normaliser = self._description = None
+        self._pool.forget_cache(self._worker, problem)
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text is not None and text.isdecimal() else 0
+
+
+def reachable(endpoint: str, address: str) -> str:
+    """The address to connect to for one that an engine binds.
+
+    ``tcp://*:5557`` is bound on all addresses of the pod at ``address``; a Unix socket
+    (``ipc://…``) is on this machine or nowhere.
+    """
+    if not endpoint.startswith("tcp://"):
+        return endpoint
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    if host in ("*", "0.0.0.0", "[::]", "::"):
+        host = f"[{address}]" if ":" in address else address
+    return f"tcp://{host}:{port}"

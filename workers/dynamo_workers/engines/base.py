@@ -16,8 +16,9 @@ from typing import Any, Protocol
 
 import aiohttp
 import msgspec
+from dynamo_kv_router import engine_metrics
 
-from dynamo_workers import engine_metrics, model_files
+from dynamo_workers import model_files
 from dynamo_workers.engine_side import FOLDER, MIDDLEWARE, SOCKET_VARIABLE
 from dynamo_workers.engines.arguments import Arguments, BadArguments
 
