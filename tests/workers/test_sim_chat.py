@@ -9,7 +9,7 @@ import pytest
 from dynamo_workers.sim.answers import LONGEST, SHORTEST, AnswerBook
 from dynamo_workers.sim.chat import ModelFolderError, Renderer
 from dynamo_workers.sim.errors import RequestError
-from dynamo_workers.sim.server import SettingsError, build, parser
+from dynamo_workers.sim.server import SettingsError, build, parser, with_dashes
 from dynamo_workers.tiny import TOKENIZER_FOLDER
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -237,3 +237,10 @@ def test_numbers_out_of_range_are_refused_by_the_parser(capsys: pytest.CaptureFi
             parser().parse_args(flags)
         assert ended.value.code == 2
         assert words in capsys.readouterr().err
+
+
+def test_flags_may_be_written_with_underscores():
+    argv = ["--served_model_name", "a_b", "--max_model_len=512", "--no_enable_prefix_caching"]
+    arguments = parser().parse_args(with_dashes(argv))
+    assert arguments.served_model_name == ["a_b"]
+    assert (arguments.max_model_len, arguments.enable_prefix_caching) == (512, False)

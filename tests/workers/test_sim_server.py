@@ -489,7 +489,7 @@ async def test_deterministic_answers_are_equal_byte_for_byte():
     requests.append(("/v1/responses", {"model": "tiny", "input": "x", "stream": True}))
 
     async def bodies(flags: list[str], times: int) -> list[list[bytes]]:
-        with sim("--model", "tiny", "--deterministic", *flags) as (address, _):
+        with sim("--deterministic", "--enable-prompt-tokens-details", *flags) as (address, _):
             async with aiohttp.ClientSession(address) as session:
 
                 async def ask(path: str, body: dict[str, Any]) -> bytes:

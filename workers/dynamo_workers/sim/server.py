@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import socket
+import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import cast
@@ -30,6 +31,29 @@ log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "tiny"
 DEFAULT_MAX_MODEL_LEN = 32_768
+
+# Flags of vLLM that change nothing about an engine that computes nothing and writes no access log.
+ACCEPTED_SWITCHES = (
+    "--disable-uvicorn-access-log",
+    "--enable-auto-tool-choice",
+    "--enable-chunked-prefill",
+    "--enable-log-requests",
+    "--enable-server-load-tracking",
+    "--enforce-eager",
+    "--trust-remote-code",
+)
+ACCEPTED_VALUES = (
+    "--disable-access-log-for-endpoints",
+    "--dtype",
+    "--gpu-memory-utilization",
+    "--kv-cache-dtype",
+    "--load-format",
+    "--pipeline-parallel-size",
+    "--seed",
+    "--tensor-parallel-size",
+    "--tool-call-parser",
+    "--uvicorn-log-level",
+)
 
 
 class SettingsError(Exception):
@@ -127,16 +151,15 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument(
         "--deterministic",
         action="store_true",
-        help="ids and times from the request, one stream event a token: same request, same bytes",
+        help="ids and times from the request, one stream event a token, no cached tokens in usage: "
+        "same request, same bytes",
     )
     own.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     accepted = flags.add_argument_group("accepted, without effect here")
-    for name in ("--enforce-eager", "--trust-remote-code", "--enable-auto-tool-choice"):
-        accepted.add_argument(name, action="store_true", help=argparse.SUPPRESS)
-    for name in ("--tool-call-parser", "--dtype", "--gpu-memory-utilization", "--seed"):
+    for name in ACCEPTED_SWITCHES:
+        accepted.add_argument(name, action=argparse.BooleanOptionalAction, help=argparse.SUPPRESS)
+    for name in ACCEPTED_VALUES:
         accepted.add_argument(name, help=argparse.SUPPRESS)
-    for name in ("--tensor-parallel-size", "--pipeline-parallel-size"):
-        accepted.add_argument(name, type=_count, help=argparse.SUPPRESS)
     return flags
 
 
@@ -183,7 +206,10 @@ def build(arguments: argparse.Namespace) -> Api:
             names=names,
             root=model,
             deterministic=arguments.deterministic,
-            prompt_tokens_details=arguments.enable_prompt_tokens_details,
+            # How much was cached depends on what came before, which "same request, same bytes"
+            # must not.
+            prompt_tokens_details=arguments.enable_prompt_tokens_details
+            and not arguments.deterministic,
             request_id_headers=arguments.enable_request_id_headers,
             dev_mode=os.environ.get("VLLM_SERVER_DEV_MODE") == "1",
         ),
@@ -253,13 +279,22 @@ async def serve(arguments: argparse.Namespace, life: lifecycle.Lifecycle) -> int
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the simulated engine; returns the exit code (2 for flags that cannot be used)."""
-    arguments = parser().parse_args(argv)
+    arguments = parser().parse_args(with_dashes(sys.argv[1:] if argv is None else argv))
     logs.configure("sim", arguments.log_level)
     # One prompt at a time is encoded; the library's thread pool would only take memory.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return lifecycle.run(lambda life: serve(arguments, life))
+
+
+def with_dashes(argv: Sequence[str]) -> list[str]:
+    """Flags written with underscores, which vLLM takes as well, with dashes."""
+    result = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        result.append(name.replace("_", "-") + equals + value if word.startswith("--") else word)
+    return result
 
 
 def _renderer(arguments: argparse.Namespace, model: str) -> Renderer:
