@@ -23,6 +23,8 @@ async def port() -> AsyncIterator[int]:
             await asyncio.sleep(30)
         if request.path == "/header":
             return web.Response(status=200 if request.headers.get("X-A") == "b" else 400)
+        if request.path == "/status":
+            return web.json_response({"ready": False, "reason": "still loading"}, status=503)
         status = {"/ok": 200, "/204": 204, "/302-target": 200, "/404": 404, "/503": 503}
         return web.Response(status=status[request.path], text="because" * (request.path == "/503"))
 
@@ -49,6 +51,8 @@ async def test_http_headers_and_the_reason_of_a_failure(port: int) -> None:
     assert (await ask(with_header, "127.0.0.1", 2, no_command)).ok
     answer = await ask(HttpGet(port, "/503"), "127.0.0.1", 2, no_command)
     assert answer == Answer(False, "/503 says 503 because")
+    answer = await ask(HttpGet(port, "/status"), "127.0.0.1", 2, no_command)
+    assert answer == Answer(False, "/status says 503 still loading")
 
 
 async def test_a_slow_answer_is_a_failure(port: int) -> None:

@@ -13,10 +13,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import aiohttp
+import msgspec
 
 from dynamo_cli.local.probes import Action, Exec, Grpc, HttpGet, TcpSocket
 
-MAX_BODY = 200  # of an answer, shown as the reason of a failure
+MAX_BODY = 4096  # bytes read of an answer
+MAX_SHOWN = 200  # characters of it shown as the reason of a failure
 
 RunCommand = Callable[[tuple[str, ...]], Awaitable[tuple[int, str]]]
 
@@ -57,15 +59,28 @@ async def _http(action: HttpGet, address: str) -> Answer:
             aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session,
             session.get(url, headers=headers, ssl=False, max_redirects=10) as response,
         ):
-            body = (await response.content.read(MAX_BODY)).decode(errors="replace").strip()
+            body = await response.content.read(MAX_BODY)
             ok = 200 <= response.status < 400
-            return Answer(ok, f"{action.path} says {response.status} {body}".strip())
+            return Answer(ok, f"{action.path} says {response.status} {_gist(body)}".strip())
     except aiohttp.ClientConnectorError as error:
         return Answer(False, f"port {action.port}: {_reason(error.os_error)}")
     except aiohttp.TooManyRedirects:
         return Answer(False, f"{action.path}: more than 10 redirects")
     except (aiohttp.ClientError, OSError, ValueError) as error:
         return Answer(False, f"port {action.port}: {error or type(error).__name__}")
+
+
+def _gist(body: bytes) -> str:
+    """What a body says in a few words: the ``reason`` of a JSON object, else its first line."""
+    try:
+        return msgspec.json.decode(body, type=_Status).reason
+    except msgspec.DecodeError:
+        lines = body.decode(errors="replace").strip().splitlines()
+        return lines[0][:MAX_SHOWN] if lines else ""
+
+
+class _Status(msgspec.Struct):
+    reason: str
 
 
 def _reason(error: OSError) -> str:
