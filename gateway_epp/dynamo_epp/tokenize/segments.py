@@ -104,13 +104,16 @@ def _flatten(step: Mapping[str, Any] | None, key: str) -> list[Mapping[str, Any]
 class SegmentCache:
     """Tokens of stretches of text between added tokens, least recently used ones dropped.
 
-    ``encode`` tokenizes one stretch that holds no added token; ``limit`` bounds the cache in bytes
-    (texts, arrays and a fixed overhead an entry). Not safe for several threads at once: `Tokenizer`
-    holds a lock around it.
+    ``encode`` tokenizes stretches that hold no added token, all of a prompt's new ones at once;
+    ``limit`` bounds the cache in bytes (texts, arrays and a fixed overhead an entry). Not safe for
+    several threads at once: `Tokenizer` holds a lock around it.
     """
 
     def __init__(
-        self, added: Mapping[str, int], encode: Callable[[str], Tokens], limit: int = 64 << 20
+        self,
+        added: Mapping[str, int],
+        encode: Callable[[list[str]], list[Tokens]],
+        limit: int = 64 << 20,
     ) -> None:
         # Longest first: the leftmost-longest match that the tokenizers library makes.
         contents = sorted(added, key=len, reverse=True)
@@ -137,33 +140,43 @@ class SegmentCache:
     def tokens(self, pieces: list[str]) -> Tokens:
         """The concatenated tokens: equal to tokenizing the whole text at once."""
         added, entries = self._added, self._entries
+        missing = [piece for piece in pieces[::2] if piece and piece not in entries]
+        fresh = self._tokenize(missing) if missing else {}
         parts: list[Tokens] = []
         for index, piece in enumerate(pieces):
             if index & 1:
                 parts.append(added[piece])
             elif piece:
-                found = entries.get(piece)
+                found = fresh.get(piece)
                 if found is None:
-                    found = self._add(piece)
-                else:
-                    self.hits += 1
+                    found = entries[piece]
                     entries.move_to_end(piece)
+                    self.hits += 1
                 parts.append(found)
+        if fresh:
+            self._keep(fresh)
         if not parts:
             return np.empty(0, dtype=np.uint32)
         return np.concatenate(parts)
 
-    def _add(self, piece: str) -> Tokens:
-        self.misses += 1
-        tokens = self._encode(piece)
-        tokens.flags.writeable = False
-        size = _size(piece, tokens)
-        if size <= self._limit // 4:
+    def _tokenize(self, missing: list[str]) -> dict[str, Tokens]:
+        unique = list(dict.fromkeys(missing))
+        self.misses += len(unique)
+        return dict(zip(unique, self._encode(unique), strict=True))
+
+    def _keep(self, fresh: dict[str, Tokens]) -> None:
+        for piece, tokens in fresh.items():
+            size = _size(piece, tokens)
+            if size > self._limit // 4:
+                continue  # one huge document must not push everything else out
             self._entries[piece] = tokens
             self.bytes += size
-            while self.bytes > self._limit:
-                self.bytes -= _size(*self._entries.popitem(last=False))
-        return tokens
+        while self.bytes > self._limit:
+            self.bytes -= _size(*self._entries.popitem(last=False))
+
+    def clear(self) -> None:
+        self._entries.clear()
+        self.bytes = 0
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -1,0 +1,160 @@
+"""Tokenizing each turn of a conversation: through the segment cache against in full.
+
+    python -m benchmarks.tokenize [--write docs/benchmarks/tokenize.md]
+
+Both sides use the same tokenizer in one process and take turns; the token ids of every turn must be
+equal, or it fails. Each round has a conversation of its own and passes over it several times, each
+time from an empty cache; the best pass counts, since neighbours on the machine only ever add.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from dynamo_epp.tokenize import Tokenizer
+from dynamo_workers.tiny import TOKENIZER_FILES, TOKENIZER_FOLDER
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.tokenize.chats import TURNS, turns
+from benchmarks.tokenize.packages import MODEL_TYPES, PackageMissing, fetch
+
+ROUNDS = 15
+PASSES = 5
+GOAL = 0.15
+
+T = TypeVar("T")
+
+
+@dataclass
+class Times:
+    """Seconds by turn, one figure a round."""
+
+    full: list[list[float]] = field(default_factory=lambda: [[] for _ in range(TURNS)])
+    cached: list[list[float]] = field(default_factory=lambda: [[] for _ in range(TURNS)])
+    rendered: list[list[float]] = field(default_factory=lambda: [[] for _ in range(TURNS)])
+    tokens: list[int] = field(default_factory=lambda: [0] * TURNS)
+
+
+def timed(call: Callable[[], T]) -> tuple[T, float]:
+    start = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - start
+
+
+def measure(files: dict[str, bytes]) -> Times:
+    ours = Tokenizer.from_files(files, {})
+    whole = Tokenizer.from_files(files, {})
+    whole.disable_segments()
+    times = Times()
+    for round_ in range(ROUNDS):
+        prompts = turns(round_ + 1000)
+        best = [[float("inf")] * TURNS for _ in range(3)]
+        for _ in range(PASSES):
+            ours.forget_segments()
+            for turn, prompt in enumerate(prompts):
+                text, rendering = timed(partial(ours.render, prompt))
+                full, full_s = timed(partial(whole.encode_text, text, False))
+                cached, cached_s = timed(partial(ours.encode_text, text, False))
+                if not np.array_equal(full, cached):
+                    raise SystemExit(f"turn {turn}: tokens differ")
+                for side, seconds in zip(best, (full_s, cached_s, rendering), strict=True):
+                    side[turn] = min(side[turn], seconds)
+                times.tokens[turn] = len(full)
+        for turn in range(TURNS):
+            times.full[turn].append(best[0][turn])
+            times.cached[turn].append(best[1][turn])
+            times.rendered[turn].append(best[2][turn])
+    return times
+
+
+def tokenizers() -> dict[str, dict[str, bytes]]:
+    found = {"bundled": {name: (TOKENIZER_FOLDER / name).read_bytes() for name in TOKENIZER_FILES}}
+    for package in MODEL_TYPES:
+        try:
+            found[package] = fetch(package) | {"config.json": MODEL_TYPES[package]}
+        except PackageMissing as missing:
+            print(f"left out: {missing}")
+    return found
+
+
+Row = tuple[str, str, int, float, float, float, float]
+
+
+def rows(name: str, times: Times) -> list[Row]:
+    """The first, a middle and the last turn, and the mean of the turns that have a history."""
+    median = statistics.median
+
+    def row(label: str, chosen: list[int]) -> Row:
+        full, cached, rendered = (
+            statistics.mean(median(side[turn]) for turn in chosen)
+            for side in (times.full, times.cached, times.rendered)
+        )
+        tokens = round(statistics.mean(times.tokens[turn] for turn in chosen))
+        return name, label, tokens, full, cached, cached / full, rendered
+
+    return [
+        row("1 (nothing cached)", [0]),
+        row("2", [1]),
+        row("5", [4]),
+        row("10", [9]),
+        row("mean of 2–10", list(range(1, TURNS))),
+    ]
+
+
+def markdown(table: list[Row]) -> str:
+    lines = [
+        "# Tokenizing the turns of a conversation",
+        "",
+        "`python -m benchmarks.tokenize --write docs/benchmarks/tokenize.md`",
+        "",
+        f"Ten turns, about 2,000 tokens at the end, on {os.cpu_count()} shared cores. Both sides "
+        "tokenize the same rendered text with the same tokenizer and take turns; ids are compared "
+        f"in every turn. Medians of {ROUNDS} conversations, each the best of {PASSES} passes that "
+        "start with an empty cache. "
+        f"Goal at about 2,000 tokens: {GOAL}× of full tokenization. The last column is the chat "
+        "template alone, which both need.",
+        "",
+        "| tokenizer | turn | tokens | in full | segment cache | ratio | template |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {turn} | {tokens} | {full * 1e3:.2f} ms | {cached * 1e3:.2f} ms | "
+        f"{ratio:.2f}× | {rendered * 1e3:.2f} ms |"
+        for name, turn, tokens, full, cached, ratio, rendered in table
+    ]
+    lines += [
+        "",
+        "A turn costs what is new in it: question and previous answer, here a tenth of the text at "
+        "the end. Cutting the text and putting the kept tokens together is what comes on top.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", type=Path, help="write the table to this markdown file")
+    arguments = parser.parse_args()
+    table = [row for name, files in tokenizers().items() for row in rows(name, measure(files))]
+    shown = Table("tokenizer", "turn", "tokens", "in full", "segment cache", "ratio", "template")
+    for name, turn, tokens, full, cached, ratio, rendered in table:
+        figures = (f"{full * 1e3:.2f} ms", f"{cached * 1e3:.2f} ms", f"{ratio:.2f}×")
+        shown.add_row(name, turn, str(tokens), *figures, f"{rendered * 1e3:.2f} ms")
+    Console().print(shown)
+    if arguments.write:
+        arguments.write.parent.mkdir(parents=True, exist_ok=True)
+        arguments.write.write_text(markdown(table))
+
+
+if __name__ == "__main__":
+    main()
