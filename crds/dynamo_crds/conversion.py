@@ -47,6 +47,7 @@ _PLAIN_COMPONENT = frozenset(
         "providerOverride",
         "topologyConstraint",
         "modelRef",
+        "multinode",
     }
 )
 _PLAIN_SPEC = frozenset(
@@ -218,8 +219,6 @@ def _component(service: Json) -> Json:
         result["podTemplate"] = template
     if service.get("scalingAdapter", {}).get("enabled"):
         result["scalingAdapter"] = {}
-    if "multinode" in service:
-        result["multinode"] = service["multinode"]
     if "sharedMemory" in service:
         memory = service["sharedMemory"]
         result["sharedMemorySize"] = "0" if memory.get("disabled") else memory["size"]
@@ -265,8 +264,6 @@ def _service(component: Json) -> Json:
         result["extraPodSpec"] = spec
     if "scalingAdapter" in component:
         result["scalingAdapter"] = {"enabled": True}
-    if "multinode" in component:
-        result["multinode"] = {"nodeCount": 2, **component["multinode"]}
     size = component.get("sharedMemorySize")
     if size is not None:
         above_zero = is_quantity(size) and quantity_number(size) > 0

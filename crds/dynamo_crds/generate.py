@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from dynamo_crds import v1alpha1, v1beta1
-from dynamo_crds.schema import INT32_MAX, INT32_MIN, Resource
+from dynamo_crds.schema import Resource
 
 Json = dict[str, Any]
 
@@ -137,11 +137,6 @@ def _inlined(node: Json, definitions: Json) -> Json:
         rest = {key: value for key, value in node.items() if key != "anyOf"}
         return _inlined({**options[0], **_own(rest)}, definitions)
     result = {key: node[key] for key in _COPIED if key in node}
-    if result.get("format") == "int32":  # which implies the bounds of its type
-        if result.get("minimum") == INT32_MIN:
-            del result["minimum"]
-        if result.get("maximum") == INT32_MAX:
-            del result["maximum"]
     if options:
         result["anyOf"] = options
     if "const" in node:

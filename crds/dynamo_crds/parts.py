@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from dynamo_crds.schema import (
+    LIST_SET,
     Bool,
     Count,
     DnsLabel,
@@ -375,9 +376,9 @@ class CheckpointIdentity(Model):
 class CheckpointJob(Model):
     """The job that takes a checkpoint."""
 
-    gms_client_containers: Annotated[
-        list[str], Field(json_schema_extra={"x-kubernetes-list-type": "set"})
-    ] = Field(default_factory=list)
+    gms_client_containers: Annotated[list[DnsLabel], Field(json_schema_extra=LIST_SET)] = Field(
+        default_factory=list
+    )
     """Containers that use the GPU memory service."""
     pod_template: Opaque | None = None
     """Changes to the job's pod."""

@@ -97,9 +97,8 @@ def _quantity(value: Any) -> int | str:
     return value  # type: ignore[no-any-return]
 
 
-INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 Int32 = Annotated[
-    StrictInt, Field(ge=INT32_MIN, le=INT32_MAX, json_schema_extra={"format": "int32"})
+    StrictInt, Field(ge=-(2**31), le=2**31 - 1, json_schema_extra={"format": "int32"})
 ]
 Int64 = Annotated[StrictInt, Field(json_schema_extra={"format": "int64"})]
 Bool = StrictBool

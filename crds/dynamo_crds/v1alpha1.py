@@ -250,13 +250,6 @@ class Ingress(Model):
     """Istio gateway."""
 
 
-class ServiceMultinode(Multinode):
-    """An engine that spans several nodes."""
-
-    node_count: Annotated[Positive, Field(ge=2)]
-    """Nodes of one engine."""
-
-
 class ScalingAdapterSwitch(Model):
     """Whether an autoscaler sets the replicas through a scaling adapter."""
 
@@ -348,7 +341,7 @@ class Service(Model):
     """Labels and annotations of the pods."""
     extra_pod_spec: ExtraPodSpec | None = None
     """Pod specification, with the main container as `mainContainer`."""
-    multinode: ServiceMultinode | None = None
+    multinode: Multinode | None = None
     """An engine that spans several nodes."""
     scaling_adapter: ScalingAdapterSwitch | None = None
     """Whether autoscalers set the replicas."""
@@ -391,8 +384,18 @@ class Service(Model):
         "volumes": "extraPodSpec.volumes",
     }
     rules = (
-        Rule("unknown componentType", at="componentType", check=_known_type),
-        Rule("unknown subComponentType", at="subComponentType", check=_known_sub_type),
+        Rule(
+            "unknown componentType",
+            f"self in {[*SERVICE_TYPES]}",
+            at="componentType",
+            check=_known_type,
+        ),
+        Rule(
+            "unknown subComponentType",
+            f"self in {[*SUB_TYPES]}",
+            at="subComponentType",
+            check=_known_sub_type,
+        ),
         EXECUTOR_RULE,
         *MIN_AVAILABLE_RULES,
     )
@@ -499,8 +502,20 @@ class GraphSpec(Model):
     }
     rules = (
         RESTART_UNSET_ON_CREATE,
-        Rule("service names", at="services", check=_service_names),
-        Rule("at most one service may be an epp", at="services", check=_one_picker),
+        Rule(
+            "service names are letters, digits and dashes, at most 63, unique but for case",
+            "self.all(a, size(a) <= 63 && a.matches('^[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?$')"
+            " && self.filter(b, b.lowerAscii() == a.lowerAscii()).size() == 1)",
+            at="services",
+            check=_service_names,
+        ),
+        Rule(
+            "at most one service may be an epp",
+            "self.filter(s, has(self[s].componentType) && self[s].componentType == 'epp')"
+            ".size() <= 1",
+            at="services",
+            check=_one_picker,
+        ),
     )
 
 

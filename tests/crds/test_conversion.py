@@ -325,6 +325,7 @@ plain = {
     "minAvailable": st.just(1),
     "globalDynamoNamespace": st.booleans(),
     "runtimeVersionOverride": st.just("1.6.1"),
+    "multinode": optional(nodeCount=st.integers(2, 4)),
     "modelRef": st.fixed_dictionaries({"name": names}),
     "topologyConstraint": st.just({"packDomain": "rack"}),
     "providerOverride": st.fixed_dictionaries(
@@ -356,7 +357,6 @@ services = optional(
     labels=labels,
     extraPodMetadata=optional(annotations=labels, labels=labels),
     extraPodSpec=optional(**pod_fields, mainContainer=optional(**container_fields)),
-    multinode=st.just({"nodeCount": 3}),
     scalingAdapter=optional(enabled=st.booleans()),
     autoscaling=optional(enabled=st.booleans(), minReplicas=st.integers(0, 3)),
     ingress=optional(enabled=st.booleans(), host=names, tls=optional(secretName=names)),
@@ -428,7 +428,6 @@ components = st.fixed_dictionaries(
             spec=optional(**pod_fields),
         ),
         "scalingAdapter": st.just({}),
-        "multinode": optional(nodeCount=st.integers(2, 4)),
         "sharedMemorySize": st.sampled_from(["8Gi", "0", 0, 4096, "-1Gi"]),
         "compilationCache": st.fixed_dictionaries(
             {"pvcName": names}, optional={"mountPath": names}

@@ -233,9 +233,6 @@ V1ALPHA1_MISTAKES: dict[str, tuple[tuple[Any, ...], Any, str, Any, str]] = {
         (*SERVICE, "extraPodSpec", "mainContainer", "image"), 1,
         "spec.services.Decode.extraPodSpec.mainContainer.image", 1, "a text",
     ),
-    "multinode without a count": (
-        (*SERVICE, "multinode"), {}, "spec.services.Decode.multinode.nodeCount", None, "nodeCount",
-    ),
 }  # fmt: skip
 
 ADAPTER_MISTAKES: dict[str, tuple[tuple[Any, ...], Any, str, Any, str]] = {
