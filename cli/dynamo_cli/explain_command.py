@@ -95,11 +95,17 @@ def _outcome(decision: dict[str, Any]) -> str:
     return "running" if status is None else str(status)
 
 
-def _print_table(decisions: list[dict[str, Any]]) -> None:
+def _console() -> Any:
+    """Wide where nobody's terminal limits it, so that pipes and logs get whole columns."""
     from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 240, highlight=False)
+
+
+def _print_table(decisions: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
-    console = Console()
+    console = _console()
     if not decisions:
         console.print("No decisions yet.")
         return
@@ -124,13 +130,12 @@ def _print_table(decisions: list[dict[str, Any]]) -> None:
 
 
 def _print_one(decision: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = _console()
     console.print(f"request  {decision['request_id']}  {decision['path']}  {decision['model']}")
     why = f" ({decision['reason']})" if decision["reason"] else ""
-    console.print(f"decision {decision['how']}{why}, mode {decision['mode']}", highlight=False)
+    console.print(f"decision {decision['how']}{why}, mode {decision['mode']}")
     tokens = decision["prompt_tokens"]
     if tokens >= 0:
         console.print(
@@ -139,7 +144,7 @@ def _print_one(decision: dict[str, Any]) -> None:
     stages = ", ".join(f"{name} {ms:.2f} ms" for name, ms in decision["stages_ms"].items())
     console.print(f"took     {stages}")
     outcome = ", ".join(f"{name} {value}" for name, value in decision["outcome"].items())
-    console.print(f"outcome  {outcome or 'not known yet'}", highlight=False)
+    console.print(f"outcome  {outcome or 'not known yet'}")
     table = Table(box=None, header_style="bold")
     for name in ("", "worker", "endpoint", "overlap", "cost", "terms", "requests", "why not"):
         table.add_column(name)
