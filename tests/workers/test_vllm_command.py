@@ -31,7 +31,7 @@ def test_the_stock_server_is_started_with_what_the_worker_needs(env: dict[str, s
     assert argv[5:8] == ["--model", "Q/W", "--enforce-eager"]
     assert "--enable-prompt-tokens-details" in argv
     quiet = argv[argv.index("--disable-access-log-for-endpoints") + 1]
-    assert quiet == "/health,/metrics,/ping"
+    assert quiet == "/health,/metrics,/ping,/v1/models"
 
 
 def test_cpu_settings_are_defaults_only_and_only_on_cpu(

@@ -32,7 +32,7 @@ class WorkerMetrics:
         self.unchained = counter(
             "engine_events_unchained", "Stored events whose parent block was never announced"
         )
-        self.gaps = counter("engine_event_gaps", "Times that KV events of the engine were lost")
+        self.missed = counter("engine_batches_missed", "Event batches of the engine lost for good")
         self.reports_dropped = gauge(
             "engine_reports_dropped", "Reports that the middleware in the engine could not send"
         )

@@ -32,7 +32,7 @@ CPU_DEFAULTS = {
     "VLLM_CPU_CI_ENV": "1",
 }
 
-QUIET_PATHS = "/health,/metrics,/ping"  # asked every second by the launcher
+QUIET_PATHS = "/health,/metrics,/ping,/v1/models"  # asked again and again by the launcher
 
 # What `importlib.metadata` says of vLLM in another Python: "<version>", or nothing.
 _VERSION_PROGRAM = """
