@@ -62,6 +62,7 @@ def render_with_notes(graph: DynamoGraphDeployment, platform: Platform) -> Rende
         unrendered.note_component(component, noted)
         parts.append(pods.part(component, whole, noted))
 
+    unrendered.note_pairing([part.role for part in parts], noted)
     generation = deployments.worker_hash(parts)
     deployments.stamp(parts, generation)
     if not deployments.generations_apart(parts):

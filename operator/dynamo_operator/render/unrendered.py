@@ -1,7 +1,7 @@
 """Fields that are accepted but not rendered: each gives a note, so that nothing is silent."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dynamo_crds.conversion import SAID_IN_V1ALPHA1
@@ -12,6 +12,7 @@ from dynamo_operator.render.merge import entries, mapping
 from dynamo_operator.render.notes import Notes
 
 MULTINODE = "MultinodeNotRendered"
+PAIRING = "PrefillDecodeAggregated"
 
 
 def note_graph(spec: GraphSpec, noted: Notes) -> None:
@@ -62,6 +63,17 @@ def note_component(component: Component, noted: Notes) -> None:
             say("Grove", "experimental.grove: pods are Deployments, not Grove's")
     if component.type == "epp":
         say("InferencePool", "no InferencePool is rendered for the picker")
+
+
+def note_pairing(roles: Sequence[str], noted: Notes) -> None:
+    """Roles of all components: prefill workers run, and nobody sends them requests yet."""
+    if "prefill" in roles:
+        noted.add(
+            "",
+            PAIRING,
+            "the picker does not pair prefill with decode workers: prefill workers run idle, "
+            "decode workers do both phases",
+        )
 
 
 def note_multinode(component: Component, noted: Notes) -> None:
