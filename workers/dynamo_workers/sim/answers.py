@@ -20,7 +20,7 @@ from dynamo_workers.sim.chat import ModelFolderError, Renderer
 SHORTEST, LONGEST = 24, 152
 """Tokens of an answer that ends by itself, the end token included."""
 
-ENOUGH_WORDS = 1500
+ENOUGH_WORDS = 600
 FEWEST_WORDS = 16
 DIMENSIONS = 64
 """Length of an embedding."""
