@@ -79,7 +79,7 @@ def _show(report: Report, console: Console) -> None:
 def _show_problem(problem: Problem, console: Console) -> None:
     where = [f"line {problem.line}"] if problem.line is not None else []
     if problem.document:
-        where.append(f"document {problem.document}")
+        where.append(f"document {problem.document + 1}")
     place = f" ({', '.join(where)})" if where else ""
     head = f"{problem.path}: {problem.message}" if problem.path else problem.message
     console.print(Text.assemble("  ", (head, "bold"), place))

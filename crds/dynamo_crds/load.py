@@ -8,6 +8,7 @@ finds keys given twice, and keeps the nodes so that a problem can name its line.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -50,6 +51,13 @@ FOREIGN_KINDS = (
 
 MOST_NODES = 1_000_000
 """Values in one document after its aliases are expanded; more is taken for an attack."""
+
+
+MOST_DIGITS = 64
+"""Digits of an integer; Kubernetes knows 64 bits, and Python's conversion has a limit too."""
+
+MOST_LEVELS = 200
+"""Nesting of one document; composing and walking it are recursive, and libyaml would crash."""
 
 
 class _Loader(yaml.CSafeLoader):
@@ -204,13 +212,17 @@ class _Construction:
             case "bool":
                 return text.lower() == "true"
             case "int":
+                if len(text) > MOST_DIGITS:
+                    expected = f"at most {MOST_DIGITS} digits, or quotes"
+                    self.wrong(node, path, text, expected, "number too long")
+                    return None
                 return _integer(text)
             case "float":
-                lowered = text.lower()
-                if "inf" in lowered or "nan" in lowered:
+                number = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+                if not math.isfinite(number):
                     self.wrong(node, path, text, "a finite number", "JSON has no such number")
                     return None
-                return float(text)
+                return number
             case "str":
                 return text
         self.wrong(node, path, node.tag, "plain YAML", "tag that Kubernetes does not know")
@@ -283,6 +295,9 @@ def read_documents(text: str, file: str) -> tuple[list[Document], list[Problem]]
     """
     documents: list[Document] = []
     index = 0
+    too_deep = _too_deep(text, file)
+    if too_deep is not None:
+        return [], [too_deep]
     try:
         loader = _Loader(text)
         try:
@@ -298,6 +313,26 @@ def read_documents(text: str, file: str) -> tuple[list[Document], list[Problem]]
             return [as_json], []
         return documents, [_syntax_problem(error, text, file, index)]
     return documents, []
+
+
+def _too_deep(text: str, file: str) -> Problem | None:
+    depth = index = 0
+    try:
+        for event in yaml.parse(text, _Loader):
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+            elif isinstance(event, yaml.DocumentEndEvent):
+                index += 1
+            if depth > MOST_LEVELS:
+                mark = event.start_mark
+                line = None if mark is None else int(mark.line) + 1
+                expected = f"at most {MOST_LEVELS} levels"
+                return Problem(file, index, "", None, expected, "nested too deep", line)
+    except yaml.YAMLError:
+        return None  # composing finds it too, and says it
+    return None
 
 
 def _from_node(node: yaml.Node | None, file: str, index: int) -> Iterator[Document]:

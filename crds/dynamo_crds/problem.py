@@ -71,7 +71,7 @@ def show_value(value: Any) -> str:
 class Problem:
     """One mistake.
 
-    `document` counts from 0 within the file. `path` is empty if the whole document is meant.
+    `document` counts from 0 within the file (shown from 1). `path` is empty if the whole document is meant.
     `value` is what was found, None if nothing was there. `line` counts from 1, None if unknown.
     """
 
@@ -87,7 +87,7 @@ class Problem:
         where = self.file if self.line is None else f"{self.file}:{self.line}"
         parts = [where]
         if self.document:
-            parts.append(f"document {self.document}")
+            parts.append(f"document {self.document + 1}")
         if self.path:
             parts.append(self.path)
         text = ": ".join(parts) + f": {self.message}"

@@ -75,7 +75,7 @@ def _report_duplicates(documents: list[Document], report: Report) -> None:
         if first != document.index:
             line = document.line(("metadata", "name"))
             expected = "another name, because a later object replaces an earlier one"
-            message = f"document {first} holds a {document.kind} of that name"
+            message = f"document {first + 1} holds a {document.kind} of that name"
             report.problems.append(
                 Problem(
                     report.file,

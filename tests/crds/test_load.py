@@ -114,6 +114,25 @@ def test_an_alias_inside_itself() -> None:
     assert [p.message for p in report.problems if p.path][:1] == ["endless alias"]
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: " + "[" * 100_000, "nested too deep"),
+        ("a: " + "{a: " * 300 + "1" + "}" * 300, "nested too deep"),
+        ("a: " + "1" * 5000, "number too long"),
+        ("a: .inf", "JSON has no such number"),
+        ("a: 1e999", "JSON has no such number"),
+        ("a: !!binary aGk=", "tag that Kubernetes does not know"),
+        ("? [a]\n: b", "a key must be a text"),
+        ("a: 1\nb: *c", "not YAML: found undefined alias"),
+    ],
+)
+def test_yaml_that_is_no_json(text: str, message: str) -> None:
+    report = validate_text(text, "x.yaml")
+    assert report.problems[0].message == message
+    assert report.problems[0].line is not None
+
+
 def test_tabs_are_named() -> None:
     (problem,) = validate_text("spec:\n\tcomponents: []\n", "x.yaml").problems
     assert (problem.line, problem.message, problem.expected) == (
