@@ -1,6 +1,6 @@
 """CPU of the picker per request, ours against the bare transport and against llm-d's Go EPP.
 
-    python -m benchmarks.epp [--write docs/benchmarks/epp.md] [--seconds 6]
+    python -m benchmarks.epp [--write docs/benchmarks/epp.md] [--rounds 2] [--seconds 6]
 
 Everything runs on this machine: eight small engines, Envoy with one thread, one picker at a time,
 clients that compare every byte. CPU is what /proc says the picker's process used while the load
@@ -20,7 +20,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
@@ -221,7 +221,15 @@ async def one(pid: int, envoy: int, stream: bool, seconds: float) -> Figures:
     return Figures(outcome.answered, outcome.answered / seconds, picker_ms, envoy_ms)
 
 
-async def main(seconds: float, write: Path | None, only: str) -> None:
+def merge(known: dict[bool, Figures], measured: dict[bool, Figures]) -> None:
+    """The best round counts: what else runs on the machine only ever adds."""
+    for stream, figures in measured.items():
+        best = min(known.get(stream, figures), figures, key=lambda each: each.picker_ms)
+        answered = figures.answered + (known[stream].answered if stream in known else 0)
+        known[stream] = replace(best, answered=answered)
+
+
+async def main(seconds: float, rounds: int, write: Path | None, only: str) -> None:
     subjects = [
         Subject("bare grpc.aio", "floor", "frontend"),
         Subject("ours, constant picker", "protocol", "frontend"),
@@ -251,8 +259,8 @@ async def main(seconds: float, write: Path | None, only: str) -> None:
             ],
         )
         async with process(ours("engines", *ENGINES), work / "engines.log", until="ready"):
-            for subject in subjects:
-                results[subject] = await measure(subject, work, seconds)
+            for subject in subjects * rounds:
+                merge(results.setdefault(subject, {}), await measure(subject, work, seconds))
                 short, streamed = results[subject][False], results[subject][True]
                 print(
                     f"{subject.shape}, {subject.name}: {short.picker_ms:.3f} ms short, "
@@ -260,14 +268,14 @@ async def main(seconds: float, write: Path | None, only: str) -> None:
                     file=sys.stderr,
                 )
     rows = table(results)
-    console = Console()
+    console = Console(width=110)
     shown = Table(*rows[0])
     for row in rows[1:]:
         shown.add_row(*row)
     console.print(shown)
     if write is not None:
         write.parent.mkdir(parents=True, exist_ok=True)
-        write.write_text(page(rows, results, seconds))
+        write.write_text(page(rows, results, seconds, rounds))
 
 
 def table(results: dict[Subject, dict[bool, Figures]]) -> list[list[str]]:
@@ -296,7 +304,12 @@ def table(results: dict[Subject, dict[bool, Figures]]) -> list[list[str]]:
     return rows
 
 
-def page(rows: list[list[str]], results: dict[Subject, dict[bool, Figures]], seconds: float) -> str:
+def page(
+    rows: list[list[str]],
+    results: dict[Subject, dict[bool, Figures]],
+    seconds: float,
+    rounds: int,
+) -> str:
     compared = sum(figures.answered for each in results.values() for figures in each.values())
     lines = [f"| {' | '.join(row)} |" for row in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))
@@ -309,8 +322,9 @@ def page(rows: list[list[str]], results: dict[Subject, dict[bool, Figures]], sec
             "",
             f"{platform.machine()}, {os.cpu_count()} cores, Python "
             f"{platform.python_version()}; Envoy with one thread, {CONNECTIONS} connections, "
-            f"{seconds:g} s each, 8 engines, chats of some 600 bytes. All {compared} answers were "
-            "compared byte for byte; none differed. Compare ratios, not milliseconds.",
+            f"the best of {rounds} rounds of {seconds:g} s, 8 engines, chats of some 600 bytes. "
+            f"All {compared} answers were compared byte for byte; none differed. "
+            "Compare ratios, not milliseconds.",
             "",
             *lines,
             "",
@@ -332,6 +346,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--write", type=Path, help="Markdown page to write")
     parser.add_argument("--seconds", type=float, default=6.0, help="of load for each figure")
+    parser.add_argument("--rounds", type=int, default=2, help="the best one counts")
     parser.add_argument("--only", default="", help="such as 'gateway', 'full', 'frontend floor'")
     given = parser.parse_args()
-    asyncio.run(main(given.seconds, given.write, given.only))
+    asyncio.run(main(given.seconds, given.rounds, given.write, given.only))

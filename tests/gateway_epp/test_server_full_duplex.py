@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import yaml
 from aiohttp import web
 from dynamo_epp.extproc import PickRequest, Route
 from dynamo_epp.frontend.bootstrap import Sockets
@@ -20,99 +21,21 @@ from dynamo_epp.frontend.envoy import Envoy
 from dynamo_epp.server import PickerServer
 
 Engines = Callable[[], Awaitable[Any]]
-TYPE = "type.googleapis.com/envoy."
+GATEWAY = Path(__file__).parents[2] / "benchmarks" / "epp" / "gateway.yaml"
 
 
-def gateway_config(sockets: Sockets, host: str, response_body_mode: str) -> dict[str, Any]:
+def gateway_config(sockets: Sockets, host: str, response_body_mode: str) -> str:
     """As a Gateway's controller writes it for an InferencePool: full duplex, ORIGINAL_DST."""
-    modes = {
-        "request_header_mode": "SEND",
-        "request_body_mode": "FULL_DUPLEX_STREAMED",
-        "request_trailer_mode": "SEND",
-        "response_header_mode": "SEND",
-        "response_body_mode": response_body_mode,
-        "response_trailer_mode": "SEND",
-    }
-    http1 = {"http_protocol_options": {"enable_trailers": True}}
-    options = f"{TYPE}extensions.upstreams.http.v3.HttpProtocolOptions"
-
-    def protocol(explicit: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": options,
-                "explicit_http_config": explicit,
-            }
-        }
-
-    picker = {
-        "name": "picker",
-        "type": "STATIC",
-        "typed_extension_protocol_options": protocol({"http2_protocol_options": {}}),
-        "load_assignment": {
-            "cluster_name": "picker",
-            "endpoints": [
-                {
-                    "lb_endpoints": [
-                        {"endpoint": {"address": {"pipe": {"path": str(sockets.picker)}}}}
-                    ]
-                }
-            ],
-        },
-    }
-    pool = {
-        "name": "pool",
-        "type": "ORIGINAL_DST",
-        "lb_policy": "CLUSTER_PROVIDED",
-        "original_dst_lb_config": {
-            "use_http_header": True,
-            "http_header_name": "x-gateway-destination-endpoint",
-        },
-        "typed_extension_protocol_options": protocol(http1),
-    }
-    manager = {
-        "@type": f"{TYPE}extensions.filters.network.http_connection_manager.v3"
-        ".HttpConnectionManager",
-        "stat_prefix": "gateway",
-        **http1,
-        "route_config": {
-            "virtual_hosts": [
-                {
-                    "name": "all",
-                    "domains": ["*"],
-                    "routes": [
-                        {
-                            "match": {"prefix": "/"},
-                            "route": {"cluster": "pool", "timeout": "0s"},
-                        }
-                    ],
-                }
-            ]
-        },
-        "http_filters": [
-            {
-                "name": "envoy.filters.http.ext_proc",
-                "typed_config": {
-                    "@type": f"{TYPE}extensions.filters.http.ext_proc.v3.ExternalProcessor",
-                    "grpc_service": {"envoy_grpc": {"cluster_name": "picker"}},
-                    "processing_mode": modes,
-                    "message_timeout": "20s",
-                },
-            },
-            {
-                "name": "envoy.filters.http.router",
-                "typed_config": {"@type": f"{TYPE}extensions.filters.http.router.v3.Router"},
-            },
-        ],
-    }
-    address = {"socket_address": {"address": host, "port_value": 8000}}
-    filters = [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]
-    return {
-        "admin": {"address": {"pipe": {"path": str(sockets.admin)}}},
-        "static_resources": {
-            "listeners": [{"address": address, "filter_chains": [{"filters": filters}]}],
-            "clusters": [picker, pool],
-        },
-    }
+    listen = {"socket_address": {"address": host, "port_value": 8000}}
+    text = GATEWAY.read_text()
+    for name, value in {
+        "@ADMIN@": json.dumps({"pipe": {"path": str(sockets.admin)}}),
+        "@LISTEN@": json.dumps(listen),
+        "@PICKER@": json.dumps({"pipe": {"path": str(sockets.picker)}}),
+        "@RESPONSE_BODY_MODE@": response_body_mode,
+    }.items():
+        text = text.replace(name, value)
+    return json.dumps(yaml.safe_load(text))
 
 
 @pytest.fixture
@@ -123,7 +46,7 @@ async def gateway(
     mode = getattr(request, "param", "FULL_DUPLEX_STREAMED")
     with tempfile.TemporaryDirectory() as directory:
         sockets = Sockets(Path(directory))
-        sockets.bootstrap.write_text(json.dumps(gateway_config(sockets, own_address, mode)))
+        sockets.bootstrap.write_text(gateway_config(sockets, own_address, mode))
         envoy = await Envoy.start(sockets, concurrency=1, log_level="error")
         server = PickerServer(test_picker, ready=lambda: True, decision_header=True)
         try:
