@@ -142,7 +142,7 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path):
 prompts = st.lists(st.integers(0, 3000), min_size=1, max_size=50)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(prompt=prompts, limit=st.integers(1, 300))
 def test_answers_end_by_themselves_and_limits_give_prefixes(
     book: AnswerBook, bundled: Renderer, prompt: list[int], limit: int
@@ -157,7 +157,7 @@ def test_answers_end_by_themselves_and_limits_give_prefixes(
     assert (len(forced.tokens), forced.finish_reason) == (limit, "length")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(prompt=prompts)
 def test_the_text_of_an_answer_encodes_to_its_tokens(
     book: AnswerBook, bundled: Renderer, prompt: list[int]
@@ -182,7 +182,7 @@ def test_answers_depend_on_model_prompt_and_index_alone(bundled: Renderer, book:
     assert len({tuple(tokens) for tokens in different}) == 4
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(prompt=prompts, at=st.integers(0, 15), length=st.integers(1, 12), include=st.booleans())
 def test_stop_strings_cut_where_the_text_first_has_them(
     book: AnswerBook, prompt: list[int], at: int, length: int, include: bool

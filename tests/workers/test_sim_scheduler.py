@@ -233,7 +233,7 @@ class PlainPool:
         return taken, [self.content.pop(block) for block in taken if block in self.content]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_pool_equals_a_plain_model(data: st.DataObject):
     total = data.draw(st.integers(2, 12), label="blocks")
@@ -281,7 +281,7 @@ def test_pool_equals_a_plain_model(data: st.DataObject):
             assert bool(pool.find([key])) == (times > 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_scheduler_keeps_its_promises_under_any_load(data: st.DataObject):
     """Nothing is lost or starved, limits hold in every step, and events describe the cache."""
@@ -344,7 +344,7 @@ def test_scheduler_keeps_its_promises_under_any_load(data: st.DataObject):
         assert sequence.aborted or sequence.produced == len(sequence.answer)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(data=st.data())
 def test_hits_are_exactly_the_longest_cached_prefix(data: st.DataObject):
     """One request at a time in a pool that never evicts: hits follow from the texts seen alone."""
