@@ -71,7 +71,8 @@ def show_value(value: Any) -> str:
 class Problem:
     """One mistake.
 
-    `document` counts from 0 within the file (shown from 1). `path` is empty if the whole document is meant.
+    `document` counts from 0 within the file (and is shown from 1). `path` is empty if the whole
+    document is meant.
     `value` is what was found, None if nothing was there. `line` counts from 1, None if unknown.
     """
 
