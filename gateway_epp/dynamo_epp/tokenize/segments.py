@@ -8,6 +8,7 @@ The cut must be provable from `tokenizer.json`; any other tokenizer is run in fu
 from __future__ import annotations
 
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -69,7 +70,7 @@ def proves_segmentation(tokenizer_json: Mapping[str, Any]) -> tuple[bool, str]:
         for rule in ("lstrip", "rstrip", "single_word"):
             if token.get(rule):
                 return False, f"added token {token.get('content')!r} has {rule}"
-    if not boundaries(tokenizer_json):
+    if not any(boundaries(tokenizer_json)):
         return False, "no added token is matched before normalization"
     for normalizer in _flatten(tokenizer_json.get("normalizer"), "normalizers"):
         if normalizer.get("type") not in _LOCAL_NORMALIZERS:
@@ -84,13 +85,18 @@ def proves_segmentation(tokenizer_json: Mapping[str, Any]) -> tuple[bool, str]:
     return True, "added tokens cut the text before normalization, and every step is local"
 
 
-def boundaries(tokenizer_json: Mapping[str, Any]) -> dict[str, int]:
-    """Added tokens that are matched in the raw text: content → id."""
-    return {
-        token["content"]: token["id"]
-        for token in tokenizer_json.get("added_tokens") or []
-        if token.get("content") and not token.get("normalized")
-    }
+def boundaries(tokenizer_json: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
+    """Added tokens to cut at, content → id: those matched first, and those matched within the rest.
+
+    The library matches tokens that are not `normalized` in the raw text, and the others in what
+    lies between, once that is normalized. The second kind can be cut at where there is nothing to
+    normalize.
+    """
+    added = [token for token in tokenizer_json.get("added_tokens") or [] if token.get("content")]
+    first = {token["content"]: token["id"] for token in added if not token.get("normalized")}
+    if _flatten(tokenizer_json.get("normalizer"), "normalizers"):
+        return first, {}
+    return first, {token["content"]: token["id"] for token in added if token.get("normalized")}
 
 
 def _flatten(step: Mapping[str, Any] | None, key: str) -> list[Mapping[str, Any]]:
@@ -104,25 +110,28 @@ def _flatten(step: Mapping[str, Any] | None, key: str) -> list[Mapping[str, Any]
 class SegmentCache:
     """Tokens of stretches of text between added tokens, least recently used ones dropped.
 
-    ``encode`` tokenizes stretches that hold no added token, all of a prompt's new ones at once;
-    ``limit`` bounds the cache in bytes (texts, arrays and a fixed overhead an entry). Not safe for
-    several threads at once: `Tokenizer` holds a lock around it.
+    ``added`` are the tokens to cut at, as `boundaries` gives them. ``encode`` tokenizes stretches
+    that hold no added token, all of a prompt's new ones at once; ``limit`` bounds the cache in
+    bytes (texts, arrays and a fixed overhead an entry). Safe across threads; none waits for
+    another's ``encode``.
     """
 
     def __init__(
         self,
-        added: Mapping[str, int],
+        added: tuple[Mapping[str, int], Mapping[str, int]],
         encode: Callable[[list[str]], list[Tokens]],
         limit: int = 64 << 20,
     ) -> None:
-        # Longest first: the leftmost-longest match that the tokenizers library makes.
-        contents = sorted(added, key=len, reverse=True)
-        self._split = re.compile("(" + "|".join(map(re.escape, contents)) + ")").split
+        first, second = added
+        self._first = _splitter(first)
+        self._second = _splitter(second)
         self._added = {
-            content: np.array([token], dtype=np.uint32) for content, token in added.items()
+            content: np.array([token], dtype=np.uint32)
+            for content, token in {**second, **first}.items()
         }
         self._encode = encode
         self._limit = limit
+        self._lock = threading.Lock()
         self._entries: OrderedDict[str, Tokens] = OrderedDict()
         self.bytes = 0
         self.hits = 0
@@ -130,7 +139,16 @@ class SegmentCache:
 
     def pieces(self, text: str) -> list[str]:
         """The text cut at added tokens; those stand at the odd places."""
-        return self._split(text)
+        pieces = [text] if self._first is None else self._first(text)
+        if self._second is None:
+            return pieces
+        finer: list[str] = []
+        for index, piece in enumerate(pieces):
+            if index & 1:
+                finer.append(piece)
+            else:
+                finer += self._second(piece)
+        return finer
 
     def missing(self, pieces: list[str]) -> int:
         """Characters that would have to be tokenized."""
@@ -139,35 +157,36 @@ class SegmentCache:
 
     def tokens(self, pieces: list[str]) -> Tokens:
         """The concatenated tokens: equal to tokenizing the whole text at once."""
-        added, entries = self._added, self._entries
-        missing = [piece for piece in pieces[::2] if piece and piece not in entries]
-        fresh = self._tokenize(missing) if missing else {}
-        parts: list[Tokens] = []
-        for index, piece in enumerate(pieces):
-            if index & 1:
-                parts.append(added[piece])
-            elif piece:
-                found = fresh.get(piece)
-                if found is None:
-                    found = entries[piece]
+        known: dict[str, Tokens] = {}
+        fresh: list[str] = []
+        with self._lock:
+            entries = self._entries
+            for piece in dict.fromkeys(pieces[::2]):
+                found = entries.get(piece)
+                if found is not None:
                     entries.move_to_end(piece)
-                    self.hits += 1
-                parts.append(found)
+                    known[piece] = found
+                elif piece:
+                    fresh.append(piece)
+            self.hits += len(known)
+            self.misses += len(fresh)
         if fresh:
-            self._keep(fresh)
-        if not parts:
-            return np.empty(0, dtype=np.uint32)
-        return np.concatenate(parts)
+            new = dict(zip(fresh, self._encode(fresh), strict=True))
+            known |= new
+            with self._lock:
+                self._keep(new)
+        added = self._added
+        parts = [
+            added[piece] if index & 1 else known[piece]
+            for index, piece in enumerate(pieces)
+            if piece
+        ]
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint32)
 
-    def _tokenize(self, missing: list[str]) -> dict[str, Tokens]:
-        unique = list(dict.fromkeys(missing))
-        self.misses += len(unique)
-        return dict(zip(unique, self._encode(unique), strict=True))
-
-    def _keep(self, fresh: dict[str, Tokens]) -> None:
-        for piece, tokens in fresh.items():
+    def _keep(self, new: dict[str, Tokens]) -> None:
+        for piece, tokens in new.items():
             size = _size(piece, tokens)
-            if size > self._limit // 4:
+            if size > self._limit // 4 or piece in self._entries:
                 continue  # one huge document must not push everything else out
             self._entries[piece] = tokens
             self.bytes += size
@@ -175,11 +194,20 @@ class SegmentCache:
             self.bytes -= _size(*self._entries.popitem(last=False))
 
     def clear(self) -> None:
-        self._entries.clear()
-        self.bytes = 0
+        with self._lock:
+            self._entries.clear()
+            self.bytes = 0
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def _splitter(added: Mapping[str, int]) -> Callable[[str], list[str]] | None:
+    """Cuts text at these tokens; alternatives longest first: the library's leftmost-longest."""
+    if not added:
+        return None
+    contents = sorted(added, key=len, reverse=True)
+    return re.compile("(" + "|".join(map(re.escape, contents)) + ")").split
 
 
 def _size(piece: str, tokens: Tokens) -> int:

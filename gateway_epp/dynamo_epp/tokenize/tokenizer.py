@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,7 +83,6 @@ class Tokenizer:
         self._template_defaults = dict(template_defaults or {})
         self._tools_excluded_when_none = tools_excluded_when_none
         self._max_model_len = max_model_len
-        self._lock = threading.Lock()
         self.template_disabled = ""
         """Why chats are not rendered any more; set once rendering ran out of time."""
 
@@ -152,12 +150,14 @@ class Tokenizer:
         holds, self.segmentation = proves_segmentation(proven)
         if not holds:
             return
-        cache = SegmentCache(boundaries(proven), self._encode_stretches)
-        for text in _probes(list(boundaries(proven))):
+        first, second = boundaries(proven)
+        cache = SegmentCache((first, second), self._encode_stretches)
+        for text in _probes([*first, *second]):
             if not np.array_equal(cache.tokens(cache.pieces(text)), self._encode_plain(text)):
                 self.segmentation = f"cut text gave other tokens in the self-test, for {text!r}"
                 return
-        self._segments = SegmentCache(boundaries(proven), self._encode_stretches)
+        cache.clear()
+        self._segments = cache
 
     def disable_segments(self) -> None:
         """Tokenize every text as a whole: what the cache is measured and tested against."""
@@ -167,8 +167,7 @@ class Tokenizer:
     def forget_segments(self) -> None:
         """Drop all kept tokens, for measurements from a cold start."""
         if self._segments is not None:
-            with self._lock:
-                self._segments.clear()
+            self._segments.clear()
 
     # what goes in
 
@@ -197,15 +196,13 @@ class Tokenizer:
         """Tokens of plain text, uint32. Raises `NotExact` for text that is no Unicode."""
         if add_special_tokens or self._segments is None:
             return self._encode(text, add_special_tokens)
-        with self._lock:
-            return self._segments.tokens(self._segments.pieces(text))
+        return self._segments.tokens(self._segments.pieces(text))
 
     def uncached(self, text: str) -> int:
         """Characters of ``text`` whose tokens are not cached: what `encode_text` will cost."""
         if self._segments is None:
             return len(text)
-        with self._lock:
-            return self._segments.missing(self._segments.pieces(text))
+        return self._segments.missing(self._segments.pieces(text))
 
     def _encode_plain(self, text: str) -> Tokens:
         return self._encode(text, False)
