@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -37,10 +38,17 @@ def test_two_processes_get_different_addresses_and_a_dead_ones_are_free_again(
         prefix = theirs.rpartition(".")[0]
         other.kill()
         other.wait()
+    deadline = time.monotonic() + 20
+    while prefix not in claim_three():  # another run on this machine may hold it for a while
+        assert time.monotonic() < deadline
+
+
+def claim_three() -> list[str]:
+    """The prefixes of the three first blocks that are free."""
     blocks = [claim_block() for _ in range(3)]
-    assert prefix in [block.prefix for block in blocks]
     for block in blocks:
         block.release()
+    return [block.prefix for block in blocks]
 
 
 def test_more_pods_than_a_block_has_addresses(addresses: Addresses) -> None:

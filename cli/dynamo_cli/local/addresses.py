@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 FIRST_BLOCK = (127, 77)  # 127.77.0.0/24 and on; 127.0.x.y is left to everybody else
@@ -37,21 +37,18 @@ class Block:
         self.lock.close()
 
 
-def claim_block(skip: Iterable[str] = ()) -> Block:
-    """Own the first free block whose prefix isn't in ``skip``. Raises ``NoAddress``."""
-    passed = set(skip)
+def claim_block() -> Block:
+    """Own the first free block. Raises ``NoAddress``."""
     for number in range(BLOCKS):
         lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         block = Block(number, lock)
-        if block.prefix not in passed:
-            try:
-                lock.bind(f"\0dynamo-up/{block.prefix}")
-                return block
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    lock.close()
-                    raise
-        lock.close()
+        try:
+            lock.bind(f"\0dynamo-up/{block.prefix}")
+            return block
+        except OSError as error:
+            lock.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
     raise NoAddress("every block of loopback addresses (127.77.0.0 to 127.254.255.0) is in use")
 
 
