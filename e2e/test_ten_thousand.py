@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 LOAD = Path(__file__).parent / "load"
 
 
+@pytest.mark.timeout(900)
 def test_no_byte_of_ten_thousand_requests_is_lost_doubled_or_cut(tmp_path: Path) -> None:
     digests = tmp_path / "digests"
     digests.mkdir()

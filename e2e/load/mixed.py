@@ -21,7 +21,19 @@ from pathlib import Path
 
 import aiohttp
 
-WORDS = "cache prefix block worker token naïve 漢字 🚀 λ route stream drain".split()
+WORDS = (
+    "cache",
+    "prefix",
+    "block",
+    "worker",
+    "token",
+    "naïve",
+    "漢字",
+    "🚀",
+    "λ",
+    "route",
+    "drain",
+)
 
 
 @dataclass(frozen=True, slots=True)
