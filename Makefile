@@ -15,6 +15,8 @@ EXTRAS := crds router epp worker operator local dev
 PACKAGES := dynamo_crds dynamo_operator dynamo_kv_router dynamo_epp dynamo_workers dynamo_runtime dynamo_cli
 
 export DYNAMO_CACHE := $(CACHE)
+# The machine's certificates, as pip and git use them: networks with a CA of their own need that.
+export UV_SYSTEM_CERTS := 1
 export PATH := $(abspath $(BIN)):$(PATH)
 
 help: ## Show the targets

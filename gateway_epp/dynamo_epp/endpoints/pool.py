@@ -81,7 +81,10 @@ class Pool:
         for name, endpoint in wanted.items():
             known = self.workers.get(name)
             if known is None:
-                await self._add(endpoint)
+                try:
+                    await self._add(endpoint)
+                except ValueError as error:  # an address that can't be connected to
+                    log.error("worker %s can't be followed: %s", name, error)
             else:
                 known.endpoint = endpoint
         self.synced.set()
@@ -101,7 +104,9 @@ class Pool:
 
     async def _remove(self, worker: Worker) -> None:
         del self.workers[worker.name]
-        await self._followers.pop(worker.name).stop()
+        follower = self._followers.pop(worker.name, None)
+        if follower is not None:
+            await follower.stop()
         self.index.clear(worker.slot)
         self._free_slots.append(worker.slot)
         log.info("worker %s at %s left", worker.name, worker.endpoint.hostport)
