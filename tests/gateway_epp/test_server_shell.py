@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -185,6 +186,27 @@ async def test_garbage_is_no_grpc_error(channel: grpc.aio.Channel) -> None:
     assert answer is not None
     assert answer.immediate_response.status.code == 500
     assert await peer.call.code() == grpc.StatusCode.OK
+
+
+async def test_a_burst_waits_its_turn(
+    picker: ScriptedPicker, server: PickerServer, tmp_path: Path
+) -> None:
+    """gRPC by itself cancels calls once a thousand wait to be accepted."""
+    with grpc.insecure_channel(f"unix:{tmp_path}/epp.sock") as channel:
+        calls = []
+
+        def begin() -> None:
+            grpc.channel_ready_future(channel).result(10)
+            process = channel.unary_stream(PROCESS)
+            calls.extend(process(head().SerializeToString()) for _ in range(1500))
+
+        thread = threading.Thread(target=begin)
+        thread.start()
+        thread.join()  # the server's loop stands still meanwhile, so all of them pile up
+        answers = await asyncio.to_thread(lambda: [list(call) for call in calls])
+    assert {len(answer) for answer in answers} == {1}
+    await picker.release.wait()
+    assert len(picker.freed) == len(picker.picked) == 1500
 
 
 async def test_draining_lets_a_held_stream_end(

@@ -98,6 +98,10 @@ class PickerServer:
                 ("grpc.max_send_message_length", -1),
                 # Two pickers on one port would each get a part of the traffic, by surprise.
                 ("grpc.so_reuseport", 0),
+                # A burst waits its turn. By default gRPC cancels calls at random once 1,000 have
+                # not been accepted yet, and the client would get an error.
+                ("grpc.server.max_pending_requests", 1_000_000),
+                ("grpc.server.max_pending_requests_hard_limit", 1_000_000),
             ]
         )
 
