@@ -1,0 +1,82 @@
+"""The command line of `dynamo frontend`: Dynamo's flags pass, mistakes are named."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dynamo_cli.frontend_command import unknown_arguments
+from dynamo_cli.main import app
+from typer.testing import CliRunner
+
+
+@pytest.fixture(autouse=True)
+def _root_logger() -> Iterator[None]:
+    """The command sets up logging for its process; the tests go on in theirs."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+
+
+KNOWN = ["--http-port", "--router-mode"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ignored"),
+    [
+        ([], []),
+        (["--trust-remote-code"], ["--trust-remote-code"]),
+        (
+            ["--router-kv-events", "--kv-cache-block-size", "64", "--tool-call-parser=hermes"],
+            ["--router-kv-events", "--kv-cache-block-size", "--tool-call-parser"],
+        ),
+    ],
+)
+def test_flags_of_dynamo_without_counterpart(arguments: list[str], ignored: list[str]) -> None:
+    assert unknown_arguments(arguments, KNOWN) == (ignored, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--http-prot", "1"], "no such option: --http-prot; did you mean --http-port?"),
+        (["--rooter-mode=kv"], "no such option: --rooter-mode; did you mean --router-mode?"),
+        (["--xyzzy"], "no such option: --xyzzy"),
+        (["kv"], "unexpected argument 'kv'"),
+        (["--trust-remote-code", "yes", "kv"], "unexpected argument 'kv'"),
+    ],
+)
+def test_anything_else_is_an_error(arguments: list[str], error: str) -> None:
+    assert unknown_arguments(arguments, KNOWN)[1] == error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "no endpoints"),
+        (["--router-mode", "best"], "routing mode 'best' is unknown; use one of kv"),
+        (["--router-temperature", "-1"], "temperature is -1.0; it must be a number ≥ 0"),
+        (["--discovery-backend", "etcd"], "discovery backend 'etcd' is not available"),
+        (["--log-level", "LOUD"], "log level 'LOUD' is unknown"),
+        (["--http-port", "0"], "--http-port"),
+        (["--htpp-port", "1"], "did you mean --http-port?"),
+    ],
+)
+def test_a_wrong_setting_is_one_clear_message(arguments: list[str], said: str) -> None:
+    result = CliRunner(env={"DYN_ENDPOINTS_FILE": ""}).invoke(app, ["frontend", *arguments])
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+
+
+def test_settings_come_from_the_environment(tmp_path: Path) -> None:
+    environment = {
+        "DYN_ENDPOINTS_FILE": str(tmp_path / "missing" / "endpoints.json"),
+        "DYN_ROUTER_MODE": "round-robin",
+    }
+    result = CliRunner(env=environment).invoke(app, ["frontend"])
+    assert result.exit_code == 2
+    assert f"{tmp_path}/missing is no folder" in result.stderr
