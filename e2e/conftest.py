@@ -10,21 +10,27 @@ import asyncio
 import contextlib
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
+from dynamo_cli.local.record import PodRecord, UpRecord
 from dynamo_workers.engines import BadArguments
 from dynamo_workers.engines.vllm import find_python
 from dynamo_workers.tiny import write_model
 
 HTTP_PORT, STATUS_PORT, STREAM_PORT = 8000, 9090, 5557
+START_S = 400.0
+"""Two real engines take a minute and a half on two idle cores; the machine may do much else."""
 
 
 @pytest.fixture(scope="session")
@@ -105,10 +111,15 @@ class Worker:
     def running(self) -> bool:
         return self._process.poll() is None
 
-    def engine_pids(self) -> list[int]:
-        """The engine's process, as the launcher's child."""
-        task = Path(f"/proc/{self.pid}/task/{self.pid}/children")
-        return [int(pid) for pid in task.read_text().split()]
+    def engine_pid(self) -> int:
+        """The engine's own process: the launcher's child that has the engine's flags."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        lines = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
+        (engine,) = [pid for pid, line in lines.items() if "--kv-events-config" in line]
+        return engine
+
+    def kill(self) -> None:
+        self._process.kill()
 
     def terminate(self) -> None:
         self._process.send_signal(signal.SIGTERM)
@@ -152,9 +163,116 @@ def start_worker(pod_address: Callable[[], str]) -> Iterator[StartWorker]:
         print(f"--- {worker.name}", *worker.lines[-100:], sep="\n")
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
-    """Poll ``condition`` where nothing can be awaited, such as another process's files."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.05)
+class Up:
+    """`dynamo up FILE` in a process of its own, with temporary files in a folder of its own."""
+
+    def __init__(self, file: Path) -> None:
+        # Directly in /tmp: the engines' sockets lie in it, and a socket's path has to be short.
+        self.folder = Path(tempfile.mkdtemp(prefix="e2e-", dir="/tmp"))
+        self.lines: list[str] = []
+        self._process = subprocess.Popen(
+            ["nice", sys.executable, "-m", "dynamo_cli.main", "up", str(file)],
+            env={
+                **os.environ,
+                "TMPDIR": str(self.folder),
+                "XDG_RUNTIME_DIR": str(self.folder),
+            },
+            cwd=file.parent.parent,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.lines.append(line.rstrip())
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def record(self) -> UpRecord | None:
+        """What it says of itself at this moment."""
+        for path in self.folder.glob("dynamo/up-*.json"):
+            return msgspec.json.decode(path.read_bytes(), type=UpRecord)
+        return None
+
+    def ready(self) -> bool:
+        record = self.record()
+        return record is not None and record.ready
+
+    @property
+    def url(self) -> str:
+        """Of its frontend."""
+        record = self.record()
+        assert record is not None, "it does not run"
+        return record.url
+
+    def pods(self, role: str) -> dict[str, PodRecord]:
+        """Its pods of one component type, by name."""
+        record = self.record()
+        assert record is not None, "it does not run"
+        return {pod.name: pod for pod in record.pods if pod.role == role}
+
+    def wait_until_ready(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not self.ready():
+            assert self.running, "it ended:\n" + "\n".join(self.lines[-60:])
+            assert time.monotonic() < deadline, "not ready:\n" + "\n".join(self.lines[-60:])
+            time.sleep(0.1)
+
+    def interrupt(self) -> None:
+        """What Ctrl-C does."""
+        self._process.send_signal(signal.SIGINT)
+
+    def ended(self, timeout_s: float = 120.0) -> int:
+        """Wait for its end; its exit status."""
+        status = self._process.wait(timeout_s)
+        self._reader.join(5.0)
+        return status
+
+    def processes(self) -> list[int]:
+        """Its processes, pods included: those whose environment names its folder."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if str(self.folder).encode() in (process / "environ").read_bytes():
+                    found.append(int(process.name))
+        return found
+
+    def close(self) -> None:
+        """End it, in order if it still can, and remove its folder."""
+        if self.running:
+            self.interrupt()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(60.0)
+        if self.running:
+            self._process.kill()
+        self._process.wait()
+        self._reader.join(5.0)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="class")
+def start_up(vllm_python: str) -> Iterator[Callable[[Path], Up]]:
+    """``start_up(file) -> Up``: a graph with real engines, ready. It ends with the test class."""
+    ups: list[Up] = []
+
+    def start(file: Path) -> Up:
+        ups.append(Up(file))
+        ups[-1].wait_until_ready(START_S)
+        return ups[-1]
+
+    yield start
+    for up in ups:
+        up.close()
+        print(f"--- dynamo up in {up.folder}", *up.lines[-100:], sep="\n")

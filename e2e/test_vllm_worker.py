@@ -208,8 +208,7 @@ async def test_when_its_engine_dies_it_dies_with_the_engines_status(
     async with picking(worker) as picker:
         await picker.until(lambda: picker.info is not None or not worker.running, START_S)
         assert worker.running, worker.output
-        (engine,) = worker.engine_pids()
-        os.kill(engine, signal.SIGKILL)
+        os.kill(worker.engine_pid(), signal.SIGKILL)
         assert await worker.ended() == 128 + signal.SIGKILL
         assert "the engine was killed by signal 9; its last lines" in worker.output
         await picker.until(lambda: bool(picker.lost), 10.0)

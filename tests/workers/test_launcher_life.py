@@ -142,9 +142,13 @@ class Pod:
     def output(self) -> str:
         return "\n".join(self.lines)
 
+    def children(self) -> dict[int, str]:
+        """The launcher's child processes, zombies included: pid -> command line."""
+        pids = Path(f"/proc/{self.child.pid}/task/{self.child.pid}/children").read_text().split()
+        return {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in pids}
+
     def engine_pid(self) -> int:
-        children = Path(f"/proc/{self.child.pid}/task/{self.child.pid}/children").read_text()
-        (pid,) = map(int, children.split())
+        (pid,) = [pid for pid, line in self.children().items() if "dynamo_workers.sim" in line]
         return pid
 
     async def ended(self) -> int:
@@ -331,7 +335,14 @@ async def test_what_pickers_learn_of_a_worker(
         return await pod.metric("dynamo_worker_orphans_reaped_total") == 1
 
     await eventually(buried)
-    pod.engine_pid()  # the engine is the only child left
+    assert len(pod.children()) == 2  # the engine and the guard
+
+    # The engine's death is the worker's.
+    os.kill(pod.engine_pid(), signal.SIGKILL)
+    assert await pod.ended() == 128 + signal.SIGKILL
+    assert "the engine was killed by signal 9" in pod.output
+    await view.until(lambda: view.lost)
+    assert list(pod.folder.glob("dyn-*")) == []
 
 
 async def test_it_waits_for_a_picker_and_its_stop_lets_streams_finish(
@@ -412,21 +423,47 @@ async def test_a_slow_engine_a_frozen_one_and_a_drain_that_takes_too_long(
     assert not Path(f"/proc/{engine}").exists()
 
 
-async def test_a_second_signal_forces(start: StartPod, watch: Watch) -> None:
-    pod = await start("--speed", "0.1")
+HELPER = """
+import subprocess
+
+subprocess.Popen(["sleep", "1000"])  # outlives the engine's process, as vLLM's core would
+
+
+class Nothing:
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        await self.app(scope, receive, send)
+"""
+
+
+@pytest.mark.parametrize("how", ["a second signal", "killed"])
+async def test_nothing_survives_a_launcher_that_is_forced_to_end(
+    start: StartPod, watch: Watch, tmp_path: Path, how: str
+) -> None:
+    (tmp_path / "helper.py").write_text(HELPER)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    pod = await start("--speed", "0.1", "--middleware", "helper.Nothing", PYTHONPATH=path)
     await watch(pod)
+    engine = pod.engine_pid()
+    (helper,) = Path(f"/proc/{engine}/task/{engine}/children").read_text().split()
     more = {"max_tokens": 2000, "ignore_eos": True, "stream": True}
     async with pod.post("p-1", "hi", **more) as response:
         await response.content.readline()
-        engine = pod.engine_pid()
-        pod.child.send_signal(signal.SIGTERM)
-        await pod.said("draining: ")
-        await asyncio.sleep(0.6)  # two signals within 0.5 s are one request
-        pod.child.send_signal(signal.SIGTERM)
-        assert await pod.ended() == 128 + signal.SIGTERM
+        if how == "killed":
+            pod.child.send_signal(signal.SIGKILL)
+            assert await pod.ended() == -signal.SIGKILL
+        else:
+            pod.child.send_signal(signal.SIGTERM)
+            await pod.said("draining: ")
+            await asyncio.sleep(0.6)  # two signals within 0.5 s are one request
+            pod.child.send_signal(signal.SIGTERM)
+            assert await pod.ended() == 128 + signal.SIGTERM
 
     async def gone() -> bool:
-        return not Path(f"/proc/{engine}").exists()
+        left = [Path(f"/proc/{pid}") for pid in (engine, helper)]
+        return not any(path.exists() for path in left) and not list(pod.folder.glob("dyn-*"))
 
     await eventually(gone)
 
@@ -439,28 +476,21 @@ async def test_a_stop_before_the_engine_is_up_is_quick(start: StartPod) -> None:
     assert list(pod.folder.glob("dyn-*")) == []
 
 
-async def test_when_its_engine_is_killed_it_ends_with_that(start: StartPod, watch: Watch) -> None:
-    pod = await start()
-    view = await watch(pod)
-    os.kill(pod.engine_pid(), signal.SIGKILL)
-    assert await pod.ended() == 128 + signal.SIGKILL
-    assert "the engine was killed by signal 9" in pod.output
-    await view.until(lambda: view.lost)
-
-
 async def test_an_engine_that_cannot_start_shows_its_last_words(start: StartPod) -> None:
     pod = await start("--block-size", "0")
     assert await pod.ended() == 2
     assert "the engine exited with status 2; its last lines" in pod.output
 
 
-@pytest.mark.parametrize("port", [8000, 9090, 5557])
-async def test_a_taken_port_is_one_clear_line(tmp_path: Path, port: int) -> None:
-    pod = Pod(free_address(), tmp_path)
-    with socket.socket() as taken:
-        taken.bind((pod.address, port))
-        taken.listen()
-        await pod.start(FLAGS, {})
-        assert await pod.ended() == 1
-    assert f"{pod.address}:{port}" in pod.output
-    assert "Traceback" not in pod.output
+async def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
+    async def refused(port: int) -> None:
+        pod = Pod(free_address(), tmp_path)
+        with socket.socket() as taken:
+            taken.bind((pod.address, port))
+            taken.listen()
+            await pod.start(FLAGS, {})
+            assert await pod.ended() == 1
+        assert f"{pod.address}:{port}" in pod.output
+        assert "Traceback" not in pod.output
+
+    await asyncio.gather(*map(refused, (8000, 9090, 5557)))

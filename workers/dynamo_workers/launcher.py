@@ -38,6 +38,7 @@ from prometheus_client import CollectorRegistry
 
 from dynamo_workers import orphans
 from dynamo_workers.engines.base import Description, Engine, EngineUnclear, Models, Place
+from dynamo_workers.guard import Guard
 from dynamo_workers.in_flight import Flights, RequestEvent
 from dynamo_workers.metrics import WorkerMetrics
 from dynamo_workers.readiness import judge
@@ -98,6 +99,7 @@ class Launcher:
         self._settings = settings
         self._lifecycle = lifecycle
         self._adopt_orphans = adopt_orphans
+        self._folder = folder
         self._place = Place(
             host=settings.http_host,
             port=settings.http_port,
@@ -136,13 +138,15 @@ class Launcher:
             argv = self._engine.argv(self._place)
             log.info("starting the engine: %s", " ".join(argv))
             child = await Child.start(argv, env=self._engine.env(self._place), on_line=self._line)
+            guard = await Guard.start(child.pid, self._folder)
             try:
-                return await self._supervise(child, reports)
+                return await self._supervise(child, guard, reports)
             finally:
                 if child.returncode is None:
                     await child.stop(0.0)
                 # An engine's helpers may outlive it; the port and the memory are theirs.
                 signal_group(child.pid, signal.SIGKILL)
+                await guard.release()
         finally:
             if self._publisher is not None:
                 await self._publisher.stop()
@@ -155,10 +159,10 @@ class Launcher:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
-    async def _supervise(self, child: Child, reports: zmq.asyncio.Socket) -> int:
+    async def _supervise(self, child: Child, guard: Guard, reports: zmq.asyncio.Socket) -> int:
         ended = asyncio.create_task(child.wait())
         stop = asyncio.create_task(self._lifecycle.stop_requested.wait())
-        serving = asyncio.create_task(self._serve(child, reports))
+        serving = asyncio.create_task(self._serve({child.pid, guard.pid}, reports))
         tasks = (ended, stop, serving)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -184,7 +188,7 @@ class Launcher:
 
     # while the engine runs
 
-    async def _serve(self, child: Child, reports: zmq.asyncio.Socket) -> None:
+    async def _serve(self, own: set[int], reports: zmq.asyncio.Socket) -> None:
         """From start to stop: never returns, raises if the worker can't do its work."""
         timeout = aiohttp.ClientTimeout(total=self._settings.health_timeout_s)
         async with aiohttp.ClientSession(timeout=timeout) as client:
@@ -217,7 +221,7 @@ class Launcher:
                 group.create_task(self._follow_reports(reports))
                 group.create_task(self._check(client, publisher))
                 if self._adopt_orphans:
-                    group.create_task(self._reap(child))
+                    group.create_task(self._reap(own))
 
     async def _until_healthy(self, client: aiohttp.ClientSession) -> None:
         began = said = time.monotonic()
@@ -392,10 +396,10 @@ class Launcher:
             kv_blocks_total=description.total_blocks,
         )
 
-    async def _reap(self, child: Child) -> None:
+    async def _reap(self, own: set[int]) -> None:
         while True:
             await asyncio.sleep(CHECK_S)
-            self._metrics.orphans.inc(len(orphans.reap({child.pid})))
+            self._metrics.orphans.inc(len(orphans.reap(own)))
 
     # the end
 
