@@ -169,9 +169,13 @@ class Up:
     def __init__(self, file: Path) -> None:
         # Directly in /tmp: the engines' sockets lie in it, and a socket's path has to be short.
         self.folder = Path(tempfile.mkdtemp(prefix="e2e-", dir="/tmp"))
+        self.state = self.folder / "state"
         self.lines: list[str] = []
         self._process = subprocess.Popen(
-            ["nice", sys.executable, "-m", "dynamo_cli.main", "up", str(file)],
+            [
+                *("nice", sys.executable, "-m", "dynamo_cli.main"),
+                *("up", str(file), "--state-dir", str(self.state)),
+            ],
             env={
                 **os.environ,
                 "TMPDIR": str(self.folder),
@@ -235,17 +239,31 @@ class Up:
         self._reader.join(5.0)
         return status
 
-    def processes(self) -> list[int]:
-        """Its processes, pods included: those whose environment names its folder."""
-        found = []
+    def processes(self) -> dict[int, str]:
+        """Its processes, pods included, and their command lines.
+
+        They are those with its folder in their environment or as their working folder: a process
+        that sets its title (vLLM's core does) writes over its environment.
+        """
+        found: dict[int, str] = {}
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if str(self.folder).encode() in (process / "environ").read_bytes():
-                    found.append(int(process.name))
+                environment = (process / "environ").read_bytes()
+                where = os.fsencode((process / "cwd").readlink())
+                if os.fsencode(self.folder) in environment + where:
+                    line = (process / "cmdline").read_text().replace("\0", " ").strip()
+                    found[int(process.name)] = line
         return found
 
+    def leftovers(self) -> list[str]:
+        """What is left of it: processes, and whatever lies in its folder beside its logs."""
+        files = [path for path in self.folder.iterdir() if path != self.state]
+        return [f"{pid}: {line}" for pid, line in self.processes().items()] + [
+            str(path) for path in files
+        ]
+
     def close(self) -> None:
-        """End it, in order if it still can, and remove its folder."""
+        """End it, in order if it still can, and remove its folder. Fails if it leaves anything."""
         if self.running:
             self.interrupt()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -256,10 +274,16 @@ class Up:
         self._reader.join(5.0)
         assert self._process.stdout is not None
         self._process.stdout.close()
+        # Shown only if a test failed.
+        print(f"--- dynamo up in {self.folder}", *self.lines[-100:], sep="\n")
+        for log in sorted(self.state.rglob("*.log")):
+            print(f"--- {log.parent.name}/{log.name}", log.read_text(errors="replace")[-6000:])
+        left = self.leftovers()
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         shutil.rmtree(self.folder, ignore_errors=True)
+        assert left == []
 
 
 @pytest.fixture(scope="class")
@@ -273,6 +297,6 @@ def start_up(vllm_python: str) -> Iterator[Callable[[Path], Up]]:
         return ups[-1]
 
     yield start
-    for up in ups:
-        up.close()
-        print(f"--- dynamo up in {up.folder}", *up.lines[-100:], sep="\n")
+    with contextlib.ExitStack() as stack:
+        for up in ups:
+            stack.callback(up.close)
