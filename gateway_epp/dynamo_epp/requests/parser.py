@@ -69,7 +69,7 @@ def _chat(fields: Fields, size: int) -> ParsedRequest:
         Kind.CHAT,
         fields,
         size,
-        _chat_prompt(fields, messages, "messages", generation_default=True),
+        _chat_prompt(fields, messages, size, generation_default=True),
         max_tokens=max_tokens,
         n=_integer(fields, "n"),
         messages=messages,
@@ -111,7 +111,7 @@ def _embedding(fields: Fields, size: int) -> ParsedRequest:
             prompt, reason = None, "a batch of conversations"
         else:
             messages = _messages(fields, "messages")
-            prompt = _chat_prompt(fields, messages, "messages", generation_default=False)
+            prompt = _chat_prompt(fields, messages, size, generation_default=False)
     else:
         value = fields.get("input")
         if value is None:
@@ -119,7 +119,7 @@ def _embedding(fields: Fields, size: int) -> ParsedRequest:
         if isinstance(value, list) and value and isinstance(value[0], dict):
             if "role" in value[0]:
                 messages = _messages(fields, "input")
-                prompt = _chat_prompt(fields, messages, "input", generation_default=False)
+                prompt = _chat_prompt(fields, messages, size, generation_default=False)
             else:
                 prompt, reason = None, "the input is not text"
         else:
@@ -141,7 +141,7 @@ def _response(fields: Fields, size: int) -> ParsedRequest:
         raise BadRequest(400, "`input` is required.", "input", "missing_field")
     if not isinstance(value, str | list):
         raise _wrong_type("input", "a string or an array of items", value)
-    prompt, reason = _response_prompt(fields, value)
+    prompt, reason = _response_prompt(fields, value, size)
     return _request(
         Kind.RESPONSE,
         fields,
@@ -152,7 +152,9 @@ def _response(fields: Fields, size: int) -> ParsedRequest:
     )
 
 
-def _response_prompt(fields: Fields, value: str | list[Any]) -> tuple[ChatPrompt | None, str]:
+def _response_prompt(
+    fields: Fields, value: str | list[Any], size: int
+) -> tuple[ChatPrompt | None, str]:
     """vLLM turns a response's input into chat messages; plain ones are followed here.
 
     Left to the engine: history that lives there, tools (expanded by name space), items that are
@@ -190,6 +192,7 @@ def _response_prompt(fields: Fields, value: str | list[Any]) -> tuple[ChatPrompt
             add_special_tokens=True,  # unlike for chats: vLLM leaves its default here
             truncate_prompt_tokens=None if truncation == "disabled" else -1,
         ),
+        body_bytes=size,
     ), ""
 
 
@@ -289,7 +292,7 @@ def _media(messages: list[Fields]) -> str:
 
 
 def _chat_prompt(
-    fields: Fields, messages: list[Fields], name: str, *, generation_default: bool
+    fields: Fields, messages: list[Fields], size: int, *, generation_default: bool
 ) -> ChatPrompt:
     tools = fields.get("tools")
     if tools is not None:
@@ -324,6 +327,7 @@ def _chat_prompt(
         documents=documents,
         reasoning_effort=effort if isinstance(effort, str) else None,
         encoding=_encoding(fields, add_special_tokens=False),
+        body_bytes=size,
     )
 
 

@@ -41,6 +41,8 @@ class ChatPrompt:
     documents: Sequence[Mapping[str, Any]] | None = None
     reasoning_effort: str | None = None
     encoding: Encoding = Encoding(add_special_tokens=False)
+    body_bytes: int = 0
+    """Size of the request that it came in: bounds what rendering can cost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,8 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar, cast
 
 from dynamo_epp.requests import ChatPrompt, Prompt, TokenPrompts
 from dynamo_epp.tokenize.exact import NotExact
@@ -23,10 +24,16 @@ from dynamo_epp.tokenize.tokenizer import Tokenizer, tokenize_ids
 
 logger = logging.getLogger(__name__)
 
-INLINE_CHARACTERS = 64_000
-"""Largest conversation (characters of content) rendered in place, if its template is bounded."""
+INLINE_BYTES = 64_000
+"""Largest request whose chat is rendered in place, if its template is bounded."""
+INLINE_MESSAGES = 128
+"""Most messages of such a chat: a bounded template may loop over them within a loop over them."""
 INLINE_NEW_CHARACTERS = 2_000
 """Most characters tokenized in place; about 1 ms of work."""
+
+
+QUEUE_WAIT_S = 0.5
+"""How long a prompt waits for a thread before it is routed by load instead."""
 
 
 class _Stopped(BaseException):
@@ -34,21 +41,44 @@ class _Stopped(BaseException):
 
 
 class _Task:
-    def __init__(self, work: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> None:
+    """Work for a thread. All but ``work`` and ``done`` belong to the loop."""
+
+    def __init__(
+        self,
+        work: Callable[[], Any],
+        deadline_s: float,
+        expired: Callable[[_Task], None],
+    ) -> None:
         self.work = work
-        self.loop = loop
-        self.future: asyncio.Future[Any] = loop.create_future()
-        self.started: asyncio.Future[None] = loop.create_future()
-        self.thread: _Thread | None = None
         self.done = False
+        self.thread: _Thread | None = None
+        self.loop = asyncio.get_running_loop()
+        self.started = asyncio.Event()
+        self.result: asyncio.Future[Any] = self.loop.create_future()
+        self.result.add_done_callback(self._ended)
+        self._deadline = deadline_s
+        self._expired = expired
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, thread: _Thread) -> None:
+        self.thread = thread
+        self.started.set()
+        if not self.result.done():
+            self._timer = self.loop.call_later(self._deadline, self._expired, self)
 
     def resolve(self, value: Any, error: BaseException | None) -> None:
-        if self.future.done():
+        if self.result.done():
             return
         if error is None:
-            self.future.set_result(value)
+            self.result.set_result(value)
         else:
-            self.future.set_exception(error)
+            self.result.set_exception(error)
+
+    def _ended(self, result: asyncio.Future[Any]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if not result.cancelled():
+            result.exception()  # seen, even if the caller is gone
 
 
 class _Thread(threading.Thread):
@@ -57,42 +87,40 @@ class _Thread(threading.Thread):
     def __init__(self, tasks: queue.SimpleQueue[_Task | None], name: str) -> None:
         super().__init__(name=name, daemon=True)
         self._tasks = tasks
-        self.abandoned = False
+        self._stopping: _Task | None = None
 
     def run(self) -> None:
-        while not self.abandoned:
-            task = self._tasks.get()
-            if task is None:
-                return
-            self._work(task)
+        try:
+            while self._stopping is None:
+                task = self._tasks.get()
+                if task is None:
+                    return
+                self._work(task)
+        except _Stopped:  # it came after its task had ended
+            return
 
     def _work(self, task: _Task) -> None:
         value: Any = None
         error: BaseException | None = None
         try:
-            task.thread = self
-            if not _post(task.loop, _begin, task.started):
+            if not _post(task.loop, task.begin, self):
                 return
             value = task.work()
         except _Stopped:
-            error = TimeoutError()
+            late = self._stopping is not task
+            error = NotExact("tokenizing was interrupted") if late else TimeoutError()
         except BaseException as raised:
             error = raised
         task.done = True
         _post(task.loop, task.resolve, value, error)
 
-    def stop(self) -> None:
+    def stop(self, task: _Task) -> None:
         """Raise in the thread; it takes effect at the next Python instruction it executes."""
-        self.abandoned = True
+        self._stopping = task
         if self.ident is not None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(self.ident), ctypes.py_object(_Stopped)
             )
-
-
-def _begin(started: asyncio.Future[None]) -> None:
-    if not started.done():
-        started.set_result(None)
 
 
 def _post(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: Any) -> bool:
@@ -121,33 +149,44 @@ class TokenizeThreads:
         self._threads.add(thread)
         thread.start()
 
-    async def run(self, work: Callable[[], Any], deadline_s: float) -> Any:
+    async def run(
+        self,
+        work: Callable[[], Any],
+        deadline_s: float,
+        on_timeout: Callable[[], None] | None = None,
+    ) -> Any:
         """The result of ``work``, or `TimeoutError` when it runs longer than ``deadline_s``.
 
-        The deadline counts from the moment a thread takes the work up; waiting for a thread is
-        bounded by the same time again.
+        Then ``on_timeout`` was called, too, even if the caller was cancelled meanwhile. Raises
+        `NotExact` if no thread takes the work up within half a second.
         """
-        task = _Task(work, asyncio.get_running_loop())
+
+        def expired(task: _Task) -> None:
+            if task.done:
+                return
+            self._give_up(task)
+            task.resolve(None, TimeoutError())
+            if on_timeout is not None:
+                on_timeout()
+
+        task = _Task(work, deadline_s, expired)
         self._tasks.put(task)
         try:
-            async with asyncio.timeout(deadline_s):
-                await task.started
+            async with asyncio.timeout(QUEUE_WAIT_S):
+                await task.started.wait()
         except TimeoutError:
-            task.work = _nothing
             raise NotExact("all tokenizing threads are busy") from None
-        try:
-            async with asyncio.timeout(deadline_s):
-                return await asyncio.shield(task.future)
-        except TimeoutError:
-            self._give_up(task)
-            raise
+        finally:
+            if not task.started.is_set():
+                task.work = _nothing
+        return await asyncio.shield(task.result)
 
     def _give_up(self, task: _Task) -> None:
         thread = task.thread
-        if thread is None or task.done or thread not in self._threads:
+        if thread not in self._threads:
             return
         self._threads.remove(thread)
-        thread.stop()
+        thread.stop(task)
         self.replaced += 1
         self._start()
 
@@ -162,12 +201,17 @@ def _nothing() -> None:
     """In place of work that nobody waits for."""
 
 
+_LONG_TEXT_S = 5e-6  # seconds a character, ten times what it takes on an idle core
+
+T = TypeVar("T")
+
+
 class LocalTokenizer:
     """One model's `Tokenizer` behind the interface that the picker uses; one loop only.
 
-    ``deadline_s`` bounds rendering and tokenizing of one prompt off the loop. A prompt that takes
-    longer disables the model's template: chats are `NotExact` from then on, plain text is not
-    affected.
+    ``deadline_s`` bounds the rendering of one chat. One that takes longer disables the model's
+    template: chats are `NotExact` from then on, plain text is not affected. ``inline`` and
+    ``threaded`` count where the work was done.
     """
 
     def __init__(
@@ -190,53 +234,44 @@ class LocalTokenizer:
             return tokenize_ids(prompt)
         if isinstance(prompt, ChatPrompt):
             return [await self._chat(prompt)]
-        if sum(map(len, prompt.texts)) <= INLINE_NEW_CHARACTERS:
+        size = sum(map(len, prompt.texts))
+        if size <= INLINE_NEW_CHARACTERS:
             self.inline += 1
             return self.tokenizer.tokenize(prompt)
-        self.threaded += 1
-        try:
-            # Time in proportion to the text, by a library without loops on its content.
-            deadline = self._deadline + sum(map(len, prompt.texts)) * 2e-6
-            return await self._threads.run(lambda: self.tokenizer.tokenize(prompt), deadline)  # type: ignore[no-any-return]
-        except TimeoutError:
-            raise NotExact("tokenizing took too long") from None
+        # Time in proportion to the text, by a library that loops over nothing else.
+        return await self._run(
+            partial(self.tokenizer.tokenize, prompt), self._deadline + size * _LONG_TEXT_S
+        )
 
     async def _chat(self, prompt: ChatPrompt) -> Tokens:
         tokenizer = self.tokenizer
         template = tokenizer.template(prompt)
-        if template.bounded and _characters(prompt) <= INLINE_CHARACTERS:
-            text = tokenizer.render(prompt)
-            plain = not prompt.encoding.add_special_tokens
-            if (tokenizer.uncached(text) if plain else len(text)) <= INLINE_NEW_CHARACTERS:
-                self.inline += 1
-                return tokenizer.encode_rendered(text, prompt.encoding)
-            work: Callable[[], Tokens] = lambda: tokenizer.encode_rendered(text, prompt.encoding)  # noqa: E731
-            renders = False
+        small = prompt.body_bytes <= INLINE_BYTES and len(prompt.messages) <= INLINE_MESSAGES
+        if not (template.bounded and small):
+            render = partial(tokenizer.render, prompt)
+            text: str = await self._run(render, self._deadline, self._disable)
         else:
-            work = lambda: tokenizer.encode_chat(prompt)  # noqa: E731
-            renders = True
+            text = tokenizer.render(prompt)
+        plain = not prompt.encoding.add_special_tokens
+        if (tokenizer.uncached(text) if plain else len(text)) <= INLINE_NEW_CHARACTERS:
+            self.inline += 1
+            return tokenizer.encode_rendered(text, prompt.encoding)
+        encode = partial(tokenizer.encode_rendered, text, prompt.encoding)
+        return await self._run(encode, self._deadline + len(text) * _LONG_TEXT_S)
+
+    async def _run(
+        self,
+        work: Callable[[], T],
+        deadline_s: float,
+        on_timeout: Callable[[], None] | None = None,
+    ) -> T:
         self.threaded += 1
         try:
-            return await self._threads.run(work, self._deadline)  # type: ignore[no-any-return]
+            return cast(T, await self._threads.run(work, deadline_s, on_timeout))
         except TimeoutError:
-            if renders:
-                reason = f"the chat template ran longer than {self._deadline:g} s and is not used"
-                if not tokenizer.template_disabled:
-                    logger.error("%s any more", reason)
-                tokenizer.template_disabled = reason
-                raise NotExact(reason) from None
-            raise NotExact("tokenizing took too long") from None
+            raise NotExact(self.template_disabled or "tokenizing took too long") from None
 
-
-def _characters(prompt: ChatPrompt) -> int:
-    total = 0
-    for message in prompt.messages:
-        content = message.get("content")
-        if isinstance(content, str):
-            total += len(content)
-        elif isinstance(content, list):
-            total += sum(len(part) for part in content if isinstance(part, str))
-            total += sum(
-                len(str(part.get("text", ""))) for part in content if isinstance(part, dict)
-            )
-    return total + 1000 * len(prompt.tools or ())
+    def _disable(self) -> None:
+        reason = f"the chat template ran longer than {self._deadline:g} s and is not used any more"
+        logger.error("%s", reason)
+        self.tokenizer.template_disabled = reason

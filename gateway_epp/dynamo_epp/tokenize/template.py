@@ -109,7 +109,9 @@ def _to_json(
 
 
 def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
+    if "%" in _DATE_FIELDS.sub("", format):
+        raise NotExact("the chat template prints the time of day")
+    return datetime.now().strftime(format)  # local time, as in the engine
 
 
 def _limited(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -163,8 +165,6 @@ class ChatTemplate:
         try:
             return self._template.render(**variables)
         except NotExact:
-            raise
-        except TimeoutError:
             raise
         except Exception as error:
             raise NotExact(f"the chat template failed: {type(error).__name__}: {error}") from error
