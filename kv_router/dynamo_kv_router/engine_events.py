@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,8 @@ class BlockStored:
     extra_keys: Sequence[Sequence[object] | None] | None = None  # one entry a block
     medium: str = "GPU"
     group: int = 0
+    kind: str | None = None  # of the cache group; None: the engine has but one
+    lora_id: int | None = None  # older engines have it without a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ Item = EngineBatch | Restarted | Caught | Missed
 # Positional order of the older encoding.
 _STORED = (
     "block_hashes", "parent_block_hash", "token_ids", "block_size", "lora_id", "medium",
-    "lora_name", "extra_keys", "group_idx",
+    "lora_name", "extra_keys", "group_idx", "kv_cache_spec_kind",
 )  # fmt: skip
 _REMOVED = ("block_hashes", "medium", "group_idx")
 
@@ -130,27 +132,51 @@ def _event(raw: Any) -> EngineEvent | None:
         fields = dict(zip(names, raw[1:], strict=False))
     else:
         return None
-    try:
-        if tag == "BlockStored":
-            return BlockStored(
-                block_hashes=fields["block_hashes"],
-                parent=fields.get("parent_block_hash"),
-                token_ids=fields.get("token_ids") or (),
-                block_size=fields["block_size"],
-                lora=fields.get("lora_name") or None,
-                extra_keys=fields.get("extra_keys"),
-                medium=fields.get("medium") or "GPU",
-                group=fields.get("group_idx") or 0,
-            )
-        if tag == "BlockRemoved":
-            return BlockRemoved(
-                fields["block_hashes"],
-                fields.get("medium") or "GPU",
-                fields.get("group_idx") or 0,
-            )
-    except KeyError as error:
-        raise Undecodable(f"{tag} without {error.args[0]}") from error
+    if tag == "BlockStored":
+        extra_keys = fields.get("extra_keys")
+        return BlockStored(
+            block_hashes=_hashes(tag, fields),
+            parent=_field(tag, fields, "parent_block_hash", int, bytes),
+            token_ids=_field(tag, fields, "token_ids", list) or (),
+            block_size=_field(tag, fields, "block_size", int) or 0,
+            lora=_field(tag, fields, "lora_name", str) or None,
+            extra_keys=_extra_keys(extra_keys),
+            medium=_field(tag, fields, "medium", str) or "GPU",
+            group=_field(tag, fields, "group_idx", int) or 0,
+            kind=_field(tag, fields, "kv_cache_spec_kind", str),
+            lora_id=_field(tag, fields, "lora_id", int),
+        )
+    if tag == "BlockRemoved":
+        return BlockRemoved(
+            _hashes(tag, fields),
+            _field(tag, fields, "medium", str) or "GPU",
+            _field(tag, fields, "group_idx", int) or 0,
+        )
     return AllBlocksCleared() if tag == "AllBlocksCleared" else None
+
+
+def _field(tag: str, fields: dict[str, Any], name: str, *kinds: type) -> Any:
+    """A field that may be missing or nil; raises ``Undecodable`` if it is of another type."""
+    value = fields.get(name)
+    if value is not None and not isinstance(value, kinds):
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise Undecodable(f"{tag}.{name}: {type(value).__name__}, expected {expected}")
+    return value
+
+
+def _hashes(tag: str, fields: dict[str, Any]) -> Sequence[Hash]:
+    hashes = fields.get("block_hashes")
+    if not isinstance(hashes, list) or not all(isinstance(one, int | bytes) for one in hashes):
+        raise Undecodable(f"{tag}.block_hashes: expected a list of int or bytes")
+    return hashes
+
+
+def _extra_keys(value: Any) -> Sequence[Sequence[object] | None] | None:
+    if value is None:
+        return None
+    if isinstance(value, list) and all(one is None or isinstance(one, list) for one in value):
+        return value
+    raise Undecodable("BlockStored.extra_keys: expected a list with a list or nil for each block")
 
 
 class EngineEventSource:
@@ -176,6 +202,7 @@ class EngineEventSource:
         self._topic = topic.encode()
         self._timeout_s = replay_timeout_s
         self._next = 0  # number of the batch that should come
+        self._last = b""  # payload of the one before
         self.undecodable = 0
         self.gaps = 0
 
@@ -193,11 +220,9 @@ class EngineEventSource:
             if self._replay_endpoint is not None:
                 # What was said before we subscribed, if the engine runs already.
                 replayed = await self._replay(0)
-                for batch in replayed or ():
-                    if batch.seq > self._next:
-                        yield Missed(self._next, batch.seq - 1)
-                    yield batch
-                    self._next = batch.seq + 1
+                for number, payload in replayed or ():
+                    for item in self._take(number, payload):
+                        yield item
                 if replayed is not None:
                     yield Caught()
             while True:
@@ -221,35 +246,51 @@ class EngineEventSource:
             self._next = 0
         if seq > self._next:
             self.gaps += 1
-            for batch in await self._replay(self._next) or ():
-                if self._next <= batch.seq < seq:
-                    if batch.seq > self._next:
-                        yield Missed(self._next, batch.seq - 1)
-                    yield batch
-                    self._next = batch.seq + 1
-            if seq > self._next:
-                yield Missed(self._next, seq - 1)
+            async for item in self._fill(seq):
+                yield item
+        for item in self._take(seq, payload):
+            yield item
+
+    async def _fill(self, until: int) -> AsyncIterator[Item]:
+        """What was said between the last batch and batch ``until``, as far as it can be had."""
+        # From the last one on: if that is not what we have, another engine has counted past us.
+        start = max(self._next - 1, 0)
+        replayed = await self._replay(start) or []
+        if self._next and replayed and replayed[0][0] == start and replayed[0][1] != self._last:
+            yield Restarted()
+            self._next = 0
+            replayed = await self._replay(0) or []
+        for number, payload in replayed:
+            if self._next <= number < until:
+                for item in self._take(number, payload):
+                    yield item
+
+    def _take(self, number: int, payload: bytes) -> Iterator[Item]:
+        """The next batch, after ``Missed`` if others should have come before."""
+        if number > self._next:
+            yield Missed(self._next, number - 1)
+        self._next = number + 1
+        self._last = payload
         try:
-            yield decode_batch(payload, seq)
+            yield decode_batch(payload, number)
         except Undecodable as error:
             self.undecodable += 1
-            log.warning("%s: batch %d: %s", self._endpoint, seq, error)
-            yield Missed(seq, seq)
-        self._next = seq + 1
+            log.warning("%s: batch %d: %s", self._endpoint, number, error)
+            yield Missed(number, number)
 
     async def _began_anew(self, seq: int) -> bool:
         if self._replay_endpoint is None:
             return True
-        newest = max((batch.seq for batch in await self._replay(seq) or ()), default=-1)
+        newest = max((number for number, _ in await self._replay(seq) or ()), default=-1)
         return newest + 1 < self._next
 
-    async def _replay(self, start: int) -> list[EngineBatch] | None:
-        """Batches from ``start`` on that the engine still has; ``None`` if it does not answer."""
+    async def _replay(self, start: int) -> list[tuple[int, bytes]] | None:
+        """Numbers and payloads from ``start`` on; ``None`` if the engine does not answer."""
         if self._replay_endpoint is None:
             return None
         socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
-        batches: list[EngineBatch] = []
+        batches: list[tuple[int, bytes]] = []
         try:
             socket.connect(self._replay_endpoint)
             await socket.send_multipart([b"", start.to_bytes(8, "big")])
@@ -257,16 +298,12 @@ class EngineEventSource:
                 while True:
                     # [b"", topic, number, payload], without the topic from older engines
                     frames = await socket.recv_multipart()
-                    number = frames[-2]
-                    if number == END_OF_REPLAY:
+                    if len(frames) < 3 or frames[-2] == END_OF_REPLAY:
                         break
-                    batches.append(decode_batch(frames[-1], int.from_bytes(number, "big")))
+                    batches.append((int.from_bytes(frames[-2], "big"), frames[-1]))
         except TimeoutError:
             log.warning("%s: no replay within %g s", self._replay_endpoint, self._timeout_s)
             return None
-        except (Undecodable, IndexError) as error:
-            self.undecodable += 1
-            log.warning("%s: replay: %s", self._replay_endpoint, error)
         finally:
             socket.close()
         return batches

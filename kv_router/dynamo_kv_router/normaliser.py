@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from dynamo_kv_router.engine_events import (
     AllBlocksCleared,
     BlockRemoved,
@@ -24,6 +22,9 @@ from dynamo_kv_router.engine_events import (
 )
 from dynamo_kv_router.extras import engine_extras
 from dynamo_kv_router.keys import block_keys
+
+FULL_ATTENTION = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
+"""Kinds of cache group that keep each block of a prefix; others keep a window or a state."""
 
 
 @dataclass(slots=True)
@@ -71,6 +72,7 @@ class Normaliser:
         self._counts: dict[Hash, int] = {}  # engine hash -> times held; chained and orphans
         self._names: dict[int, int] = {}  # key -> engine hashes that have it
         self._orphans: set[Hash] = set()  # held, but with a parent that was never announced
+        self._group: int | None = None  # the first that is said to be of full attention
         self._missed = False  # events are lost since the cache was last known empty
         self.unchained = 0  # blocks that could not be given a key
         self.ignored = 0  # blocks in other tiers or other cache groups
@@ -123,9 +125,17 @@ class Normaliser:
         self._missed = False
         changes.clear()
 
+    def _is_ours(self, medium: str, group: int) -> bool:
+        """On the device, and of the group in which whole prefixes are cached."""
+        return medium.upper() == "GPU" and group == (self._group or 0)
+
     def _store(self, event: BlockStored, changes: Changes) -> None:
         hashes = event.block_hashes
-        if event.medium.upper() != "GPU" or event.group != 0:
+        if event.kind in FULL_ATTENTION and self._group is None:
+            self._group = event.group
+        if (event.kind is not None and event.kind not in FULL_ATTENTION) or not self._is_ours(
+            event.medium, event.group
+        ):
             self.ignored += len(hashes)
             return
         if event.block_size != self._block_size:
@@ -135,29 +145,15 @@ class Normaliser:
             )
             self.unchained += len(hashes)
             return
-        parent = None
-        chained = len(event.token_ids) == len(hashes) * event.block_size
-        if event.parent is not None:
-            parent = self._keys.get(event.parent)
-            chained = chained and parent is not None
-        keys: list[int] = []
-        if chained:
-            extra = event.extra_keys or ()
-            keys = block_keys(
-                np.asarray(event.token_ids, dtype=np.uint32),
-                event.block_size,
-                seed=self._seed_for(event.lora or ""),
-                extras=[engine_extras(one, event.lora) for one in extra],
-                parent=parent,
-            ).tolist()
-        else:
+        keys = self._chain(event)
+        if keys is None:
             self.unchained += len(hashes)
         for position, name in enumerate(hashes):
             count = self._counts.get(name, 0)
             self._counts[name] = count + 1
             if name in self._keys:
                 continue
-            if not keys:
+            if keys is None:
                 self._orphans.add(name)
                 continue
             self._orphans.discard(name)
@@ -167,8 +163,32 @@ class Normaliser:
             if names == 0:
                 changes.store(key)
 
+    def _chain(self, event: BlockStored) -> list[int] | None:
+        """The keys of an event's blocks; ``None`` if they can't be known."""
+        parent = None
+        if event.parent is not None:
+            parent = self._keys.get(event.parent)
+            if parent is None:
+                return None
+        if event.lora is None and event.lora_id is not None:
+            return None  # an adapter without a name: which seed it has is not said
+        if len(event.token_ids) != len(event.block_hashes) * event.block_size:
+            return None
+        extras = [engine_extras(one, event.lora) for one in event.extra_keys or ()]
+        try:
+            keys: list[int] = block_keys(
+                event.token_ids,
+                event.block_size,
+                seed=self._seed_for(event.lora or ""),
+                extras=extras,
+                parent=parent,
+            ).tolist()
+        except TypeError:
+            return None  # no token ids
+        return keys
+
     def _remove(self, event: BlockRemoved, changes: Changes) -> None:
-        if event.medium.upper() != "GPU" or event.group != 0:
+        if not self._is_ours(event.medium, event.group):
             self.ignored += len(event.block_hashes)
             return
         for name in event.block_hashes:
