@@ -64,8 +64,8 @@ quickstart: $(VENV)/.local ## Run the example graph; EXEC='…' runs a command a
 
 # --- check
 
-test: $(VENV)/.dev ## All tests that need neither a cluster nor torch
-	@$(BIN)/python -m pytest tests -n 2 $(PYTEST_ARGS)
+test: $(VENV)/.dev ## All tests that need neither a cluster nor torch; ALL=1 repeats those that passed
+	@$(BIN)/python scripts/test.py $(if $(ALL),--all) $(PYTEST_ARGS)
 
 e2e: $(VENV)/.dev $(VLLM)/.installed ## Real vLLM engines on CPU, in local mode
 	@$(BIN)/python -m pytest e2e -m "not long" $(PYTEST_ARGS)
