@@ -373,21 +373,27 @@ async def test_nothing_starts_when_a_program_or_a_value_is_missing(folders: Path
 async def test_the_keeper_cleans_up_after_a_runner_that_is_killed(tmp_path: Path) -> None:
     victim = tmp_path / "folder"
     victim.mkdir()
-    sleeper = await asyncio.create_subprocess_exec(
-        "sleep", "63", env={keeper.MARKER: "test-run-1/pod/main/0/", "PATH": os.environ["PATH"]}
-    )
-    spared = await asyncio.create_subprocess_exec(
-        "sleep", "64", env={keeper.MARKER: "test-run-10/x/", "PATH": os.environ["PATH"]}
-    )
+
+    async def sleep(marker: str | None) -> asyncio.subprocess.Process:
+        env = {"PATH": os.environ["PATH"]} | ({keeper.MARKER: marker} if marker else {})
+        return await asyncio.create_subprocess_exec("sleep", "63", env=env, start_new_session=True)
+
+    marked, untitled = await sleep("test-run-1/pod/main/0/"), await sleep(None)
+    spared = [await sleep("test-run-10/x/"), await sleep(None), await sleep(None)]
     process = await asyncio.create_subprocess_exec(
         sys.executable, keeper.__file__, "test-run-1", stdin=asyncio.subprocess.PIPE
     )
+    told = [f"remove {victim}", f"group {untitled.pid}"]
+    # A group that has ended: its number may be another's by now.
+    told += [f"group {spared[1].pid}", f"ended {spared[1].pid}"]
     try:
         # End of input without "done" is the death of the runner.
-        await process.communicate(f"remove {victim}\n".encode())
-        assert await sleeper.wait() == -9
+        await process.communicate("".join(f"{line}\n" for line in told).encode())
+        assert await marked.wait() == -9
+        assert await untitled.wait() == -9
         assert not victim.exists()
-        assert spared.returncode is None
+        assert [one.returncode for one in spared] == [None, None, None]
     finally:
-        spared.kill()
-        await spared.wait()
+        for one in spared:
+            one.kill()
+            await one.wait()

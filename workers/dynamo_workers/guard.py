@@ -10,8 +10,13 @@ removes the launcher's folder.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
+
+# All of our environment that it gets. Whoever clears up after this process may find what belongs to
+# it by a variable, and would end the guard before it has done its work.
+_ENVIRONMENT = ("LD_LIBRARY_PATH",)
 
 # Arguments: process group, folder. A byte means that all is in order; the end of the pipe that
 # nothing is.
@@ -42,6 +47,7 @@ class Guard:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.DEVNULL,
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
                 start_new_session=True,
             )
         )

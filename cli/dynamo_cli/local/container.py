@@ -50,6 +50,7 @@ class Launch:
     log: Path
     address: str
     marker: str  # <run>/<pod>/<container>: the attempt is added at each start
+    tell: Callable[[str], None]  # of the run's keeper, which process group is to go with the run
     resolve: Callable[[str], str]  # expands and substitutes one more text (hooks, exec probes)
 
 
@@ -162,6 +163,7 @@ class Container:
             except (OSError, ValueError) as error:
                 reason = error.strerror if isinstance(error, OSError) else str(error)
                 return f"can't start {self.launch.argv[0]}: {reason}"
+        self.launch.tell(f"group {child.pid}")
         self.pid = child.pid
         self.phase, self.detail = Phase.RUNNING, ""
         self._probes = ContainerProbes(self.plan.probes, time.monotonic())
@@ -191,6 +193,7 @@ class Container:
             signal_group(child.pid, signal.SIGKILL)
             await asyncio.shield(asyncio.to_thread(keeper.sweep, marker))
             await child.wait()
+            self.launch.tell(f"ended {child.pid}")
             self.pid = None
             self._probes = None
             if self.plan.stage is not Stage.INIT:

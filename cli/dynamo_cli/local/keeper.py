@@ -2,12 +2,15 @@
 
 Started as a process of its own beside each run, with nothing but the standard library, and reads
 its standard input: ``remove PATH`` lines say what to delete should the runner die (``remove-empty``
-for a folder that goes only if nothing is in it), ``done`` says that nothing is left to do. End of
-input without ``done`` means the runner is gone: whatever carries the run's marker in its
-environment is killed, then the paths are removed.
+for a folder that goes only if nothing is in it), ``group PGID`` and ``ended PGID`` tell of the
+process groups of containers, ``done`` says that nothing is left to do. End of input without
+``done`` means the runner is gone: those groups and whatever carries the run's marker in its
+environment are killed, then the paths are removed.
 
 Direct children of a runner die with it by themselves (``runtime.child``); this is for what those
-have started: an engine's own worker processes know nothing of us.
+have started: an engine's own worker processes know nothing of us. Marker and group each find what
+the other does not: a process may leave its group, and one that sets its title (vLLM's core does)
+writes over its environment.
 """
 
 from __future__ import annotations
@@ -52,6 +55,13 @@ def sweep(prefix: str, patience_s: float = PATIENCE_S) -> bool:
     return True
 
 
+def _kill_group(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except OSError:
+        return  # all gone
+
+
 def _remove(path: Path, *, only_empty: bool) -> None:
     try:
         if only_empty:
@@ -69,11 +79,19 @@ def _main(run: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     steps: list[tuple[str, Path]] = []
+    groups: set[int] = set()
     for line in sys.stdin:
-        word, _, path = line.rstrip("\n").partition(" ")
+        word, _, rest = line.rstrip("\n").partition(" ")
         if word == "done":
             return
-        steps.append((word, Path(path)))
+        if word == "group":
+            groups.add(int(rest))
+        elif word == "ended":
+            groups.discard(int(rest))
+        else:
+            steps.append((word, Path(rest)))
+    for group in groups:
+        _kill_group(group)
     sweep(f"{run}/")
     for word, target in steps:
         _remove(target, only_empty=word == "remove-empty")

@@ -50,6 +50,7 @@ class Place:
     logs: Path  # the pod's own
     endpoints: Path  # the file that frontends read
     run: str  # id of the run, opens every marker
+    tell: Callable[[str], None]  # of the run's keeper
 
 
 class MissingProgram(Exception):
@@ -179,6 +180,7 @@ class Pod:
             log=place.logs / f"{container.name}.log",
             address=place.address,
             marker=f"{place.run}/{place.name}/{container.name}",
+            tell=place.tell,
             resolve=resolve,
         )
 

@@ -98,6 +98,7 @@ class Runner:
             logs=self.session.state / name,
             endpoints=self._endpoints_file,
             run=self.session.id,
+            tell=self.session.tell,
         )
         return Pod(plan, place, self.plan.objects, self._pod_changed)
 

@@ -52,25 +52,26 @@ class Session:
             self.state = self._folder("dynamo-up-") if state_dir is None else _usable(state_dir)
             self.scratch = self._folder("dyn-")
             self.record = make_runtime_folder() / f"up-{os.getpid()}.json"
-            self._tell(f"remove {self.record}")
-            self._tell(f"remove-empty {self.record.parent}")
+            self.tell(f"remove {self.record}")
+            self.tell(f"remove-empty {self.record.parent}")
         except BaseException:
             self._dismiss()
             raise
 
     def _folder(self, prefix: str) -> Path:
         folder = Path(tempfile.mkdtemp(prefix=prefix))
-        self._tell(f"remove {folder}")
+        self.tell(f"remove {folder}")
         return folder
 
-    def _tell(self, line: str) -> None:
+    def tell(self, line: str) -> None:
+        """One line for the keeper; see there."""
         assert self._keeper.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._keeper.stdin.write(line.encode() + b"\n")
             self._keeper.stdin.flush()
 
     def _dismiss(self) -> None:
-        self._tell("done")
+        self.tell("done")
         assert self._keeper.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._keeper.stdin.close()
