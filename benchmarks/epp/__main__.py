@@ -1,10 +1,11 @@
 """CPU of the picker per request, ours against the bare transport and against llm-d's Go EPP.
 
-    python -m benchmarks.epp [--write docs/benchmarks/epp.md] [--rounds 2] [--seconds 6]
+    python -m benchmarks.epp [--write docs/benchmarks/epp.md] [--rounds 5] [--seconds 2]
 
-Everything runs on this machine: eight small engines, Envoy with one thread, one picker at a time,
-clients that compare every byte. CPU is what /proc says the picker's process used while the load
-ran, divided by the answers. With LLM_D_EPP=/path/to/epp (built from llm-d/llm-d-router,
+Everything runs on this machine: eight small engines, pickers each with an Envoy of one thread, and
+clients that compare every byte. The pickers take turns of a few seconds, so that what else the
+machine does meets them alike. CPU is what /proc says a picker's process used during its turn,
+divided by the answers. With LLM_D_EPP=/path/to/epp (built from llm-d/llm-d-router,
 `go build ./cmd/epp`) llm-d's picker is measured in the same run; without it only ours are.
 """
 
@@ -35,12 +36,11 @@ from rich.table import Table
 
 from benchmarks.epp.traffic import Outcome, load
 
-HOST = "127.0.40.1"
 PORT = 18000
 PICKER_PORT = 18002
 ENGINES = [f"127.0.41.{number}" for number in range(1, 9)]
 CONNECTIONS = 32
-WARM_UP_S = 2.0
+WARM_UP_S = 1.5
 TICKS = os.sysconf("SC_CLK_TCK")
 
 LLM_D_CONFIG = """
@@ -74,6 +74,7 @@ class Subject:
     name: str
     kind: str  # of benchmarks.epp.pickers, or "llm-d"
     shape: str  # "frontend" or "gateway"
+    host: str  # where its Envoy listens
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ async def picker(subject: Subject, address: str, work: Path) -> AsyncIterator[in
         yield pid
 
 
-def gateway(sockets: Sockets, address: str) -> str:
+def gateway(subject: Subject, sockets: Sockets, address: str) -> str:
     host, _, port = address.rpartition(":")
 
     def tcp(host: str, port: int) -> str:
@@ -155,7 +156,7 @@ def gateway(sockets: Sockets, address: str) -> str:
     text = Path(__file__).with_name("gateway.yaml").read_text()
     for name, value in {
         "@ADMIN@": json.dumps({"pipe": {"path": str(sockets.admin)}}),
-        "@LISTEN@": tcp(HOST, PORT),
+        "@LISTEN@": tcp(subject.host, PORT),
         "@PICKER@": tcp(host, int(port)),
         "@RESPONSE_BODY_MODE@": "FULL_DUPLEX_STREAMED",
     }.items():
@@ -164,7 +165,7 @@ def gateway(sockets: Sockets, address: str) -> str:
 
 
 def frontend(subject: Subject, sockets: Sockets) -> str:
-    settings = FrontendSettings(http_host=HOST, http_port=PORT, concurrency=1)
+    settings = FrontendSettings(http_host=subject.host, http_port=PORT, concurrency=1)
     config = bootstrap(settings, sockets)
     if subject.kind == "floor":  # it understands no access log
         (listener,) = config["static_resources"]["listeners"]
@@ -172,9 +173,9 @@ def frontend(subject: Subject, sockets: Sockets) -> str:
     return dump(config)
 
 
-async def measure(subject: Subject, work: Path, seconds: float) -> dict[bool, Figures]:
-    """Figures for short (False) and streamed (True) answers."""
-    results: dict[bool, Figures] = {}
+@contextlib.asynccontextmanager
+async def running(subject: Subject, work: Path) -> AsyncIterator[tuple[int, int]]:
+    """The picker and an Envoy before it; their process ids."""
     with tempfile.TemporaryDirectory() as directory:
         sockets = Sockets(Path(directory))
         write_eds(sockets.eds, [Endpoint(name=host, address=host, port=8000) for host in ENGINES])
@@ -182,65 +183,68 @@ async def measure(subject: Subject, work: Path, seconds: float) -> dict[bool, Fi
             address = f"unix:{sockets.picker}"
             sockets.bootstrap.write_text(frontend(subject, sockets))
         else:
-            address = f"127.0.0.1:{PICKER_PORT}"
-            sockets.bootstrap.write_text(gateway(sockets, address))
+            # llm-d's picker listens on every address: each other one has a port of its own.
+            port = PICKER_PORT + (0 if subject.kind == "llm-d" else int(subject.host[-1]) + 10)
+            address = f"127.0.0.1:{port}"
+            sockets.bootstrap.write_text(gateway(subject, sockets, address))
         async with picker(subject, address, work) as pid:
             envoy = await Envoy.start(sockets, concurrency=1, log_level="error")
             try:
                 async with asyncio.timeout(30):
                     await envoy.live()
-                for stream in (False, True):
-                    results[stream] = await one(pid, envoy.pid, stream, seconds)
+                yield pid, envoy.pid
             finally:
                 await envoy.stop()
-    return results
 
 
-async def one(pid: int, envoy: int, stream: bool, seconds: float) -> Figures:
-    async def run(duration: float) -> Outcome:
-        return await load(
-            HOST,
-            PORT,
-            stream=stream,
-            connections=CONNECTIONS,
-            seconds=duration,
-            first=next(_numbers),
-        )
-
-    await run(WARM_UP_S)
-    before = cpu_seconds(pid), cpu_seconds(envoy)
-    outcome = await run(seconds)
-    after = cpu_seconds(pid), cpu_seconds(envoy)
+async def slice_of_load(
+    subject: Subject, pids: tuple[int, int], stream: bool, seconds: float
+) -> Figures:
+    before = [cpu_seconds(pid) for pid in pids]
+    outcome: Outcome = await load(
+        subject.host,
+        PORT,
+        stream=stream,
+        connections=CONNECTIONS,
+        seconds=seconds,
+        first=next(_numbers),
+    )
     if outcome.wrong:
         raise SystemExit(
-            f"{len(outcome.wrong)} of {outcome.answered} answers differ: {outcome.wrong[0]}"
+            f"{subject.name}, {subject.shape}: {len(outcome.wrong)} of {outcome.answered} answers "
+            f"differ: {outcome.wrong[0]}"
         )
     picker_ms, envoy_ms = (
-        (late - early) / outcome.answered * 1000 for early, late in zip(before, after, strict=True)
+        (cpu_seconds(pid) - early) / outcome.answered * 1000
+        for pid, early in zip(pids, before, strict=True)
     )
     return Figures(outcome.answered, outcome.answered / seconds, picker_ms, envoy_ms)
 
 
-def merge(known: dict[bool, Figures], measured: dict[bool, Figures]) -> None:
+def merge(known: dict[bool, Figures], stream: bool, figures: Figures) -> None:
     """The best round counts: what else runs on the machine only ever adds."""
-    for stream, figures in measured.items():
-        best = min(known.get(stream, figures), figures, key=lambda each: each.picker_ms)
-        answered = figures.answered + (known[stream].answered if stream in known else 0)
-        known[stream] = replace(best, answered=answered)
+    before = known.get(stream)
+    if before is None:
+        known[stream] = figures
+        return
+    best = min(before, figures, key=lambda each: each.picker_ms)
+    known[stream] = replace(best, answered=before.answered + figures.answered)
 
 
 async def main(seconds: float, rounds: int, write: Path | None, only: str) -> None:
-    subjects = [
-        Subject("bare grpc.aio", "floor", "frontend"),
-        Subject("ours, constant picker", "protocol", "frontend"),
-        Subject("ours, everything on", "full", "frontend"),
-        Subject("bare grpc.aio", "floor", "gateway"),
-        Subject("ours, constant picker", "protocol", "gateway"),
-        Subject("ours, everything on", "full", "gateway"),
+    kinds = [
+        ("bare grpc.aio", "floor"),
+        ("ours, constant picker", "protocol"),
+        ("ours, everything on", "full"),
     ]
+    named = [(*kind, shape) for shape in ("frontend", "gateway") for kind in kinds]
     if os.environ.get("LLM_D_EPP"):
-        subjects.append(Subject("llm-d's Go EPP", "llm-d", "gateway"))
-    subjects = [s for s in subjects if only in f"{s.shape} {s.kind}"]
+        named.append(("llm-d's Go EPP", "llm-d", "gateway"))
+    subjects = [
+        Subject(*each, host=f"127.0.40.{number}")
+        for number, each in enumerate(named, 1)
+        if only in f"{each[2]} {each[1]}"
+    ]
     results: dict[Subject, dict[bool, Figures]] = {}
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
@@ -258,15 +262,20 @@ async def main(seconds: float, rounds: int, write: Path | None, only: str) -> No
                 for host in ENGINES
             ],
         )
-        async with process(ours("engines", *ENGINES), work / "engines.log", until="ready"):
-            for subject in subjects * rounds:
-                merge(results.setdefault(subject, {}), await measure(subject, work, seconds))
-                short, streamed = results[subject][False], results[subject][True]
-                print(
-                    f"{subject.shape}, {subject.name}: {short.picker_ms:.3f} ms short, "
-                    f"{streamed.picker_ms:.3f} ms streamed",
-                    file=sys.stderr,
-                )
+        async with (
+            process(ours("engines", *ENGINES), work / "engines.log", until="ready"),
+            contextlib.AsyncExitStack() as stack,
+        ):
+            pids = {s: await stack.enter_async_context(running(s, work)) for s in subjects}
+            for subject in subjects:
+                for stream in (False, True):
+                    await slice_of_load(subject, pids[subject], stream, WARM_UP_S)
+            for number in range(rounds):
+                print(f"round {number + 1} of {rounds}", file=sys.stderr)
+                for subject in subjects:
+                    for stream in (False, True):
+                        figures = await slice_of_load(subject, pids[subject], stream, seconds)
+                        merge(results.setdefault(subject, {}), stream, figures)
     rows = table(results)
     console = Console(width=110)
     shown = Table(*rows[0])
@@ -322,7 +331,7 @@ def page(
             "",
             f"{platform.machine()}, {os.cpu_count()} cores, Python "
             f"{platform.python_version()}; Envoy with one thread, {CONNECTIONS} connections, "
-            f"the best of {rounds} rounds of {seconds:g} s, 8 engines, chats of some 600 bytes. "
+            f"the best of {rounds} turns of {seconds:g} s, 8 engines, chats of some 600 bytes. "
             f"All {compared} answers were compared byte for byte; none differed. "
             "Compare ratios, not milliseconds.",
             "",
@@ -345,8 +354,8 @@ def page(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--write", type=Path, help="Markdown page to write")
-    parser.add_argument("--seconds", type=float, default=6.0, help="of load for each figure")
-    parser.add_argument("--rounds", type=int, default=2, help="the best one counts")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of load for each figure")
+    parser.add_argument("--rounds", type=int, default=5, help="the best one counts")
     parser.add_argument("--only", default="", help="such as 'gateway', 'full', 'frontend floor'")
     given = parser.parse_args()
     asyncio.run(main(given.seconds, given.rounds, given.write, given.only))
