@@ -26,6 +26,8 @@ COALESCE_S = 0.005
 """Batches go out at most this often; the first event after a pause goes out at once."""
 
 LINGER_MS = 500
+QUEUE_MESSAGES = 1_000
+"""Kept for a subscriber that does not read; it misses what comes after, and resyncs."""
 PEER_PING_MS = 1_000
 PEER_TIMEOUT_MS = 3_000
 MAX_SUBSCRIPTION_BYTES = 512
@@ -95,6 +97,7 @@ class WorkerPublisher:
         socket = self._context.socket(zmq.XPUB)
         socket.setsockopt(zmq.XPUB_VERBOSER, 1)
         socket.setsockopt(zmq.LINGER, LINGER_MS)
+        socket.setsockopt(zmq.SNDHWM, QUEUE_MESSAGES)
         socket.setsockopt(zmq.HEARTBEAT_IVL, PEER_PING_MS)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, PEER_TIMEOUT_MS)
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_SUBSCRIPTION_BYTES)

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.25
 MESSAGES_PER_WAKE = 200
+QUEUE_MESSAGES = 1_000
+"""Kept until the loop reads them; then the worker keeps as many, then messages are missed."""
 PEER_PING_MS = 1_000
 PEER_TIMEOUT_MS = 3_000
 RECONNECT_MS = 100
@@ -91,6 +93,7 @@ class WorkerSubscriber:
         loop = asyncio.get_running_loop()
         socket = self._context.socket(zmq.SUB)
         socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.RCVHWM, QUEUE_MESSAGES)
         socket.setsockopt(zmq.HEARTBEAT_IVL, PEER_PING_MS)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, PEER_TIMEOUT_MS)
         socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
