@@ -6,6 +6,7 @@ Slow to start (half a minute on two cores), so each test tells a whole story.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -108,6 +109,17 @@ async def picking(worker: Any) -> AsyncIterator[Picker]:
         await subscriber.stop()
 
 
+def group(leader: int) -> list[int]:
+    """The living processes of a process group."""
+    members = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, _, pgid = (process / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(pgid) == leader and state not in "ZX":
+                members.append(int(process.name))
+    return members
+
+
 async def status_of(client: aiohttp.ClientSession, url: str) -> tuple[int, Any]:
     async with client.get(url) as response:
         return response.status, await response.json()
@@ -208,7 +220,11 @@ async def test_when_its_engine_dies_it_dies_with_the_engines_status(
     async with picking(worker) as picker:
         await picker.until(lambda: picker.info is not None or not worker.running, START_S)
         assert worker.running, worker.output
-        os.kill(worker.engine_pid(), signal.SIGKILL)
+        engine = worker.engine_pid()
+        family = group(engine)
+        assert len(family) > 1, "vLLM's core is a process of its own"
+        os.kill(engine, signal.SIGKILL)
         assert await worker.ended() == 128 + signal.SIGKILL
         assert "the engine was killed by signal 9; its last lines" in worker.output
+        assert group(engine) == []
         await picker.until(lambda: bool(picker.lost), 10.0)

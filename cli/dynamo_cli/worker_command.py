@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 Arguments = Annotated[
-    list[str] | None, typer.Argument(metavar="[ARGS]...", help="Passed to the engine.")
+    list[str] | None, typer.Argument(metavar="ARGS", help="Passed to the engine.")
 ]
 
 
@@ -29,9 +29,9 @@ def sim(args: Arguments = None) -> None:
 
       dynamo worker sim --served-model-name tiny
 
-      dynamo worker sim --served-model-name tiny --block-size 16 --num-gpu-blocks-override 2048
+      dynamo worker sim --served-model-name tiny --block-size 32 --speed 4
 
-      POD_NAME=w1 DYN_HTTP_HOST=127.0.1.1 DYN_SYSTEM_HOST=127.0.1.1 dynamo worker sim
+      DYN_HTTP_HOST=127.0.1.1 DYN_SYSTEM_HOST=127.0.1.1 dynamo worker sim
     """
     _run("sim", args or [])
 
@@ -48,7 +48,7 @@ def vllm(args: Arguments = None) -> None:
 
       dynamo worker vllm --model Qwen/Qwen3-0.6B --max-model-len 8192
 
-      dynamo worker vllm ./tiny --served-model-name tiny --enforce-eager --block-size 32
+      dynamo worker vllm ./tiny --served-model-name tiny --enforce-eager
     """
     _run("vllm", args or [])
 
