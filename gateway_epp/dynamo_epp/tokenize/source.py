@@ -112,7 +112,8 @@ class TokenizerSource:
 
     @staticmethod
     async def _build(build: Callable[[], Tokenizer]) -> Tokenizer:
-        # Half a second for a large vocabulary: a thread of its own, not one that requests need.
+        # Half a second for a large vocabulary, in which the library does not release Python's lock.
+        # A thread of its own at least keeps the files' hashing and checking beside the loop.
         return await asyncio.to_thread(build)
 
     async def _file(self, base_url: str, name: str, digest: str) -> bytes:
