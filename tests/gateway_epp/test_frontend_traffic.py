@@ -105,6 +105,32 @@ async def test_a_dead_first_endpoint_costs_the_client_nothing(
     assert picker.entries[-1].upstream == second.hostport
 
 
+async def test_the_list_is_gone_down_in_its_order(frontends: Frontends, engines: Engines) -> None:
+    frontend = await frontends()
+    dead = [await engines() for _ in range(2)]
+    third, fourth = await engines(), await engines()
+    await frontend.pool(*dead, third, fourth)
+    for engine in dead:
+        await engine.stop()
+    for order in ([*dead, third, fourth], [dead[0], fourth, dead[1], third]):
+        frontend.picker.endpoints = tuple(engine.hostport for engine in order)
+        alive = next(engine for engine in order if engine not in dead)
+        for _ in range(5):
+            assert (await frontend.post(CHAT, b"{}")).status == 200
+        assert len(alive.seen) == 5
+    assert len(third.seen) == len(fourth.seen) == 5
+
+
+async def test_a_large_upload_that_expects_to_be_asked(
+    frontends: Frontends, engines: Engines
+) -> None:
+    frontend, engine = await frontends(), await engines()
+    await frontend.pool(engine)
+    body = pattern(1_000_000)
+    answer = await frontend.post(CHAT, body, expect100=True)
+    assert (answer.status, engine.seen[0].body) == (200, body)
+
+
 async def test_an_engine_that_dies_before_its_answer_is_retried_on_the_next(
     frontends: Frontends, engines: Engines
 ) -> None:

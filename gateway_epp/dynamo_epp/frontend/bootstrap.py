@@ -153,6 +153,7 @@ def _connection_manager(settings: FrontendSettings) -> Config:
         "codec_type": "AUTO",
         "stream_idle_timeout": _seconds(settings.stream_idle_timeout),
         "request_timeout": "0s",
+        "request_headers_timeout": "30s",  # a client that never finishes its headers
         "use_remote_address": True,
         "server_header_transformation": "PASS_THROUGH",
         "normalize_path": True,

@@ -98,6 +98,8 @@ class PickerServer:
                 ("grpc.max_send_message_length", -1),
                 # Two pickers on one port would each get a part of the traffic, by surprise.
                 ("grpc.so_reuseport", 0),
+                # A held stream is silent for minutes; a proxy that pings meanwhile means no harm.
+                ("grpc.http2.max_ping_strikes", 0),
                 # A burst waits its turn. By default gRPC cancels calls at random once 1,000 have
                 # not been accepted yet, and the client would get an error.
                 ("grpc.server.max_pending_requests", 1_000_000),
