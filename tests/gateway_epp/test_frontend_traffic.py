@@ -336,19 +336,21 @@ async def test_the_picker_changes_headers_and_body(frontends: Frontends, engines
     assert "cookie" not in seen.headers
 
 
-@pytest.mark.parametrize("status", [400, 404, 413, 429, 503])
-async def test_a_refusal_reaches_the_client_as_it_is(frontends: Frontends, status: int) -> None:
+async def test_a_refusal_reaches_the_client_as_it_is(frontends: Frontends) -> None:
     frontend = await frontends()
     body = b'{"error":{"message":"own words"}}'
+    for status in (400, 404, 413, 429, 500, 503, 504):
+        reason = (("x-llm-d-request-dropped-reason", "rejected-saturated"),)
+        refusal = Refusal(status, body, reason)
 
-    async def choose(_: PickRequest) -> Refusal:
-        return Refusal(status, body, (("x-llm-d-request-dropped-reason", "rejected-saturated"),))
+        async def choose(_: PickRequest, refusal: Refusal = refusal) -> Refusal:
+            return refusal
 
-    frontend.picker.choose = choose
-    answer = await frontend.post(CHAT, b"{}")
-    assert (answer.status, answer.body) == (status, body)
-    assert answer.headers["Content-Type"] == "application/json"
-    assert answer.headers["x-llm-d-request-dropped-reason"] == "rejected-saturated"
+        frontend.picker.choose = choose
+        answer = await frontend.post(CHAT, b"{}")
+        assert (answer.status, answer.body) == (status, body)
+        assert answer.headers["Content-Type"] == "application/json"
+        assert answer.headers["x-llm-d-request-dropped-reason"] == "rejected-saturated"
 
 
 async def test_a_failing_picker_is_500_in_openai_words(frontends: Frontends) -> None:
