@@ -6,8 +6,8 @@ from the front.
 
 Prompts share their beginnings, and hundreds of dict lookups cost more than everything else in a
 match. So a direct-mapped cache of masks stands before the dict, in numpy arrays that answer for
-all keys of a prompt at once. Whatever changes a mask throws its place in the cache away before the
-next match: answers are always the dict's.
+all keys of a prompt at once. Whatever changes a mask empties its place in the cache, or fills it
+anew, before the next match: answers are always the dict's.
 """
 
 from __future__ import annotations
@@ -60,7 +60,6 @@ class BlockIndex:
             self._cache.cover(worker)
         mine.log.append(added)
         mine.logged += len(added)
-        self._cache.changed(added)
         holders = self._holders
         bit = 1 << worker
         items = added.tolist()
@@ -69,7 +68,10 @@ class BlockIndex:
         masks = list(map(holders.setdefault, items, repeat(bit)))
         fresh = len(holders) - size
         mine.count += fresh
-        if fresh != len(items):
+        if fresh == len(items):
+            self._cache.changed(added, worker)
+        else:
+            self._cache.changed(added)
             for key, mask in zip(items, masks, strict=True):
                 if not mask & bit:
                     mask = holders[key]  # a key given twice has it by now
@@ -184,7 +186,8 @@ class _MaskCache:
         self._keys[0] = self._EMPTY_AT_0
         # One array for each 64 workers.
         self._masks = [np.zeros(places, dtype=np.uint64)]
-        self._changed: list[_Array] = []  # keys whose places are to be emptied
+        # What changed since the last match, in order: keys, and their only holder (-1: unknown).
+        self._changed: list[tuple[_Array, int]] = []
         self._changes = 0
 
     def cover(self, worker: int) -> None:
@@ -192,9 +195,12 @@ class _MaskCache:
         while worker // 64 >= len(self._masks):
             self._masks.append(np.zeros_like(self._keys))
 
-    def changed(self, keys: _Array) -> None:
-        """The masks of these keys changed. `keys` is kept."""
-        self._changed.append(keys)
+    def changed(self, keys: _Array, holder: int = -1) -> None:
+        """The masks of these keys changed; `holder`: the one worker that holds them, if known.
+
+        `keys` is kept.
+        """
+        self._changed.append((keys, holder))
         self._changes += len(keys)
         if self._changes > self._MAX_CHANGES:
             self._keys.fill(self._EMPTY)
@@ -202,17 +208,30 @@ class _MaskCache:
             self._changed.clear()
             self._changes = 0
 
+    def _settle(self) -> None:
+        """Take the changes in. Of several for one place the last counts."""
+        keys = np.concatenate([keys for keys, _ in self._changed])
+        lengths = [len(keys) for keys, _ in self._changed]
+        holders = [holder for _, holder in self._changed]
+        places = self._places(keys)
+        if -1 in holders:
+            keys[np.repeat([holder < 0 for holder in holders], lengths)] = self._EMPTY
+        self._keys[places] = keys
+        if self._keys[0] == self._EMPTY:
+            self._keys[0] = self._EMPTY_AT_0
+        for word, masks in enumerate(self._masks):
+            bits = [1 << holder % 64 if holder // 64 == word else 0 for holder in holders]
+            masks[places] = np.repeat(np.array(bits, dtype=np.uint64), lengths)
+        self._changed.clear()
+        self._changes = 0
+
     def masks(self, keys: _Array, holders: dict[int, int]) -> list[_Array]:
         """Masks of the leading keys up to the first that nobody holds, fresh arrays.
 
         One array for each 64 workers, all of the same length, at most that of `keys`.
         """
         if self._changes:
-            stale = self._changed[0] if len(self._changed) == 1 else np.concatenate(self._changed)
-            self._keys[self._places(stale)] = self._EMPTY
-            self._keys[0] = self._EMPTY_AT_0
-            self._changed.clear()
-            self._changes = 0
+            self._settle()
         places = self._places(keys)
         missed = (self._keys.take(places) != keys).nonzero()[0]
         if len(missed):
