@@ -1,6 +1,6 @@
 """Tokenizing each turn of a conversation: through the segment cache against in full.
 
-    python -m benchmarks.tokenize [--write docs/benchmarks/tokenize.md]
+    python -m benchmarks.tokenize
 
 Both sides use the same tokenizer in one process and take turns; the token ids of every turn must be
 equal, or it fails. Each round has a conversation of its own and passes over it several times, each
@@ -9,7 +9,6 @@ time from an empty cache; the best pass counts, since neighbours on the machine 
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import time
@@ -31,6 +30,7 @@ from benchmarks.tokenize.packages import MODEL_TYPES, PackageMissing, fetch
 ROUNDS = 15
 PASSES = 5
 GOAL = 0.15
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "tokenize.md"
 
 T = TypeVar("T")
 
@@ -123,7 +123,7 @@ def markdown(table: list[Row]) -> str:
     lines = [
         "# Tokenizing the turns of a conversation",
         "",
-        "`python -m benchmarks.tokenize --write docs/benchmarks/tokenize.md`",
+        "Written by `python -m benchmarks.tokenize`.",
         "",
         f"Ten turns, about 2,000 tokens at the end, on {os.cpu_count()} shared cores. Both sides "
         "tokenize the same rendered text with the same tokenizer and take turns, a conversation "
@@ -150,18 +150,14 @@ def markdown(table: list[Row]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", type=Path, help="write the table to this markdown file")
-    arguments = parser.parse_args()
     table = [row for name, files in tokenizers().items() for row in rows(name, measure(files))]
     shown = Table("tokenizer", "turn", "tokens", "in full", "segment cache", "ratio", "template")
     for name, turn, tokens, full, cached, ratio, rendered in table:
         figures = (f"{full * 1e3:.2f} ms", f"{cached * 1e3:.2f} ms", f"{ratio:.2f}×")
         shown.add_row(name, turn, str(tokens), *figures, f"{rendered * 1e3:.2f} ms")
     Console().print(shown)
-    if arguments.write:
-        arguments.write.parent.mkdir(parents=True, exist_ok=True)
-        arguments.write.write_text(markdown(table))
+    PAGE.parent.mkdir(parents=True, exist_ok=True)
+    PAGE.write_text(markdown(table))
 
 
 if __name__ == "__main__":
