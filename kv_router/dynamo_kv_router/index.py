@@ -211,17 +211,20 @@ class _MaskCache:
     def _settle(self) -> None:
         """Take the changes in. Of several for one place the last counts."""
         keys = np.concatenate([keys for keys, _ in self._changed])
-        lengths = [len(keys) for keys, _ in self._changed]
         holders = [holder for _, holder in self._changed]
         places = self._places(keys)
-        if -1 in holders:
-            keys[np.repeat([holder < 0 for holder in holders], lengths)] = self._EMPTY
-        self._keys[places] = keys
+        if max(holders) < 0:
+            self._keys[places] = self._EMPTY
+        else:
+            lengths = [len(keys) for keys, _ in self._changed]
+            if -1 in holders:
+                keys[np.repeat([holder < 0 for holder in holders], lengths)] = self._EMPTY
+            self._keys[places] = keys
+            for word, masks in enumerate(self._masks):
+                bits = [1 << holder % 64 if holder // 64 == word else 0 for holder in holders]
+                masks[places] = np.repeat(np.array(bits, dtype=np.uint64), lengths)
         if self._keys[0] == self._EMPTY:
             self._keys[0] = self._EMPTY_AT_0
-        for word, masks in enumerate(self._masks):
-            bits = [1 << holder % 64 if holder // 64 == word else 0 for holder in holders]
-            masks[places] = np.repeat(np.array(bits, dtype=np.uint64), lengths)
         self._changed.clear()
         self._changes = 0
 

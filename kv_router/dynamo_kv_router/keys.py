@@ -69,11 +69,11 @@ _CHAIN_INVERSE = pow(_CHAIN, -1, 2**64)
 
 
 @functools.lru_cache(maxsize=64)
-def _multipliers(block_size: int) -> Keys:
-    """Odd multipliers M[0..B-1]; those of a smaller block are a prefix of a larger one's."""
+def _multipliers(block_size: int) -> tuple[Keys, np.uint64]:
+    """Odd multipliers M[0..B-1], and B * L. The M of a smaller block begin a larger one's."""
     multipliers = np.array(_constants(b"tokens", block_size), dtype=np.uint64) | np.uint64(1)
     multipliers.setflags(write=False)
-    return multipliers
+    return multipliers, np.uint64(block_size * _LENGTH_MULTIPLIER & _MASK)
 
 
 @functools.lru_cache(maxsize=32)
@@ -143,12 +143,14 @@ def block_keys(
     if count == 0:
         return np.empty(0, dtype=np.uint64)
     words = _words(tokens)[: count * block_size]
-    hashes = words.reshape(count, block_size) @ _multipliers(block_size)
-    hashes += np.uint64(block_size * _LENGTH_MULTIPLIER & _MASK)
-    for index, extra in enumerate(extras[:count]):
-        if extra:
-            digest = hashlib.blake2b(extra, digest_size=8, person=b"dyn-extra").digest()
-            hashes[index] ^= np.uint64(int.from_bytes(digest, "little"))
+    multipliers, length = _multipliers(block_size)
+    hashes = words.reshape(count, block_size) @ multipliers
+    hashes += length
+    if extras:
+        for index, extra in enumerate(extras[:count]):
+            if extra:
+                digest = hashlib.blake2b(extra, digest_size=8, person=b"dyn-extra").digest()
+                hashes[index] ^= np.uint64(int.from_bytes(digest, "little"))
     hashes ^= hashes >> _SHIFT_1
     hashes *= _MIX_1
     hashes ^= hashes >> _SHIFT_2
@@ -157,7 +159,8 @@ def block_keys(
     powers, inverses = _powers(1 << max(6, (count - 1).bit_length()))
     hashes *= inverses[:count]
     # A slice, since an array wraps silently and a scalar warns.
-    hashes[:1] += np.uint64((seed if parent is None else parent) & _MASK)
-    np.cumsum(hashes, out=hashes)
+    first = hashes[:1]
+    first += np.uint64((seed if parent is None else parent) & _MASK)
+    np.add.accumulate(hashes, out=hashes)
     hashes *= powers[:count]
     return hashes
