@@ -40,6 +40,8 @@ from dynamo_epp.tokenize import TokenizerSource, TokenizeThreads
 log = logging.getLogger(__name__)
 
 GAUGES_EVERY_S = 1.0
+START_TOKENIZERS_S = 10.0
+"""How long a start waits for the tokenizers of those workers."""
 START_WARM_S = 5.0
 """How long a start waits for the snapshots of workers that are ready already."""
 
@@ -147,6 +149,7 @@ class ServingKvPicker:
             log.warning(
                 "starting without the caches of %s; decisions are approximate", ", ".join(silent)
             )
+        await self._tokenization.loaded(START_TOKENIZERS_S)
 
     def logged(self, entry: AccessEntry) -> None:
         self._picker.on_access_log(entry)
@@ -176,4 +179,5 @@ class ServingKvPicker:
                 metrics.workers.labels(state).set(count)
             blocks = sum(self._pool.index.blocks(w.slot) for w in self._pool.workers.values())
             metrics.cached_blocks.set(blocks)
+            self._tokenization.retain(self._pool.workers.values())
             await asyncio.sleep(GAUGES_EVERY_S)

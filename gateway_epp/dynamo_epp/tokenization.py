@@ -85,9 +85,10 @@ class Tokenization:
         running = self._loads.get(worker.tokenizer)
         if self._source.get(worker.tokenizer) is None and (running is None or running.done()):
             base = f"http://{worker.endpoint.address}:{worker.endpoint.status_port}"
-            self._loads[worker.tokenizer] = asyncio.create_task(
-                self._load(worker, base, info, settings)
-            )
+            task = asyncio.create_task(self._load(worker, base, info, settings))
+            # Its failure is told by `_load`; perhaps no request ever waits for it.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._loads[worker.tokenizer] = task
 
     async def _load(
         self, worker: Worker, base: str, info: WorkerInfo, settings: dict[str, str]
@@ -131,6 +132,19 @@ class Tokenization:
             trust = self._trust[model] = Exactness()
             self._metrics.tokenization_exact.labels(model).set(1)
         return trust
+
+    async def loaded(self, timeout_s: float) -> None:
+        """Wait for the loads under way, at most ``timeout_s`` seconds. Building a tokenizer holds
+        up everything else in the process, so it is best done before requests come."""
+        if self._loads:
+            await asyncio.wait(self._loads.values(), timeout=timeout_s)
+
+    def retain(self, workers: Iterable[Worker]) -> None:
+        """Drop tokenizers that none of ``workers`` needs any more."""
+        needed = {worker.tokenizer for worker in workers}
+        self._source.retain(needed)
+        for name in [n for n, task in self._loads.items() if task.done() and n not in needed]:
+            del self._loads[name]
 
     # --- what requests need
 
@@ -176,9 +190,10 @@ class Tokenization:
             raise NotExact(f"the model's tokenizer did not load within {LOAD_WAIT_S:g} s") from None
 
     def _engines(self, model: str, workers: list[Worker]) -> Iterable[RemoteTokenizer]:
-        """Two engines to ask, others at each call, if any worker is a stock engine."""
-        stock = [w for w in workers if w.stock and w.endpoint.ready and not w.endpoint.terminating]
+        """Two engines to ask, others at each call: for stock engines, and for models whose files
+        give no exact tokenizer."""
+        ready = [w for w in workers if w.endpoint.ready and not w.endpoint.terminating]
         self._turn += 1
-        for offset in range(min(2, len(stock))):
-            worker = stock[(self._turn + offset) % len(stock)]
+        for offset in range(min(2, len(ready))):
+            worker = ready[(self._turn + offset) % len(ready)]
             yield RemoteTokenizer(self._session, f"http://{worker.endpoint.hostport}", model=model)

@@ -14,9 +14,10 @@ import msgspec
 
 from dynamo_epp.requests.errors import BadRequest
 
-TRANSFER_KEYS = ("kv_transfer_params", "ec_transfer_params")
-"""Fields that steer a worker's cache transfers. Only the picker may set them: an engine follows
-them blindly, reading another's blocks or dying on incomplete ones."""
+TRANSFER_KEYS = ("kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode")
+"""Fields that steer a worker's cache. Only the picker may set them: an engine follows transfer
+parameters blindly, reading another's blocks or dying on incomplete ones; the report mode makes
+vLLM announce blocks that it has announced before, which no removal undoes."""
 
 _EXTRA_ARGUMENTS = "vllm_xargs"  # vLLM merges it into the same dict that the fields above go to
 
