@@ -269,9 +269,9 @@ def _word(masks: list[int], word: int, words: int) -> _Array:
 
 
 def _own_array(keys: Keys) -> _Array:
-    """A copy, since the caller may reuse its array."""
+    """A copy if the caller could reuse its array; a read-only one, as messages have, is kept."""
     if isinstance(keys, np.ndarray):
-        return keys.astype(np.uint64, copy=True)
+        return keys.astype(np.uint64, copy=True) if keys.flags.writeable else keys
     return np.fromiter(keys, dtype=np.uint64, count=len(keys))
 
 
