@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from dynamo_kv_router.choice import Candidate, Decision, Scored
+from msgspec.structs import asdict
 
 
 @dataclass(slots=True, eq=False)
@@ -49,7 +50,7 @@ class Entry:
             "block_size": decision.size.block_size,
             "blocks": decision.size.blocks,
             "candidates": [
-                *(_ranked(scored) for scored in decision.ranked),
+                *(_ranked(decision, scored) for scored in decision.ranked),
                 *(_dropped(candidate) for candidate in decision.dropped),
             ],
             "stages_ms": self.stages_ms,
@@ -57,8 +58,9 @@ class Entry:
         }
 
 
-def _ranked(scored: Scored) -> dict[str, Any]:
-    return {**asdict(scored.candidate), "cost": scored.cost, "terms": dict(scored.terms)}
+def _ranked(decision: Decision, scored: Scored) -> dict[str, Any]:
+    terms = decision.terms(scored)
+    return {**asdict(scored.candidate), "cost": scored.cost, "terms": terms}
 
 
 def _dropped(candidate: Candidate) -> dict[str, Any]:

@@ -15,6 +15,9 @@ _TOKENS = (16, 64, 256, 1024, 4096, 16384, 65536, 262144)
 _RATIO = tuple(n / 10 for n in range(11))
 
 
+STAGES = ("parse", "tokenize", "choose", "total")
+
+
 class PickerMetrics:
     """All metrics of one picker, on one registry."""
 
@@ -99,6 +102,7 @@ class PickerMetrics:
             buckets=_MILLISECONDS,
             registry=registry,
         )
+        self.stage_ms = {stage: self.pick_ms.labels(stage) for stage in STAGES}
         self.blind_window = Histogram(
             "dynamo_epp_blind_window_seconds",
             "From the pick to the worker's confirmation: how long only the picker knew of it.",
@@ -146,6 +150,16 @@ class PickerMetrics:
             registry=registry,
         )
 
+        self._models: dict[str, ModelMetrics] = {}
+
+    def model(self, model: str) -> ModelMetrics:
+        """The metrics of one model with their labels bound: looking labels up costs more than
+        counting, and a request counts a dozen times."""
+        bound = self._models.get(model)
+        if bound is None:
+            bound = self._models[model] = ModelMetrics(self, model)
+        return bound
+
     WORKER_STATES = (
         "exact",
         "approximate",
@@ -154,3 +168,41 @@ class PickerMetrics:
         "draining",
         "terminating",
     )
+
+
+class ModelMetrics:
+    """``PickerMetrics`` for one model."""
+
+    __slots__ = (
+        "_decisions",
+        "_model",
+        "_parent",
+        "active",
+        "cached_tokens",
+        "duration",
+        "hit_rate",
+        "input_tokens",
+        "output_tokens",
+        "started",
+        "ttft",
+    )
+
+    def __init__(self, parent: PickerMetrics, model: str) -> None:
+        self._parent = parent
+        self._model = model
+        self._decisions: dict[tuple[str, str], Counter] = {}
+        self.active = parent.active.labels(model)
+        self.cached_tokens = parent.cached_tokens.labels(model)
+        self.duration = parent.duration.labels(model)
+        self.hit_rate = parent.hit_rate.labels(model)
+        self.input_tokens = parent.input_tokens.labels(model)
+        self.output_tokens = parent.output_tokens.labels(model)
+        self.started = parent.started.labels(model)
+        self.ttft = parent.ttft.labels(model)
+
+    def decision(self, how: str, mode: str) -> Counter:
+        bound = self._decisions.get((how, mode))
+        if bound is None:
+            bound = self._parent.decisions.labels(self._model, how, mode)
+            self._decisions[how, mode] = bound
+        return bound

@@ -125,8 +125,8 @@ class KvPicker:
             # Once only: a worker that stays silent makes decisions approximate, not slow.
             await self._pool.wait_warm(self._warm_up_s)
             self._warmed = True
-        workers = self._pool.models(ready=False).get(parsed.model)
-        if workers is None:
+        workers = self._pool.serving(parsed.model)
+        if not workers:
             return self._refuse_unserved(parsed.model)
         parsed_at = self._clock()
 
@@ -145,7 +145,7 @@ class KvPicker:
                 reason = str(error)
         tokenized_at = self._clock()
 
-        decision = self._decide(parsed, tokens, tokenized_at)
+        decision = self._decide(parsed, workers, tokens, tokenized_at)
         chosen = decision.chosen
         if chosen is None:
             return self._refuse(
@@ -182,7 +182,7 @@ class KvPicker:
             return
         booking.open = False
         booking.worker.load.release(booking.key)
-        self._metrics.active.labels(booking.entry.model).dec()
+        self._metrics.model(booking.entry.model).active.dec()
         if booking.worker.stock or booking.key not in booking.worker.load.accepted:
             self._bookings.pop(booking.key, None)
 
@@ -204,7 +204,7 @@ class KvPicker:
         booking = self._bookings.get(key)
         if booking is not None:
             seconds = self._clock() - booking.picked_at
-            self._metrics.ttft.labels(booking.entry.model).observe(seconds)
+            self._metrics.model(booking.entry.model).ttft.observe(seconds)
             booking.entry.outcome["first_token_s"] = round(seconds, 6)
 
     def on_finished(self, worker: Worker, event: Finished) -> None:
@@ -216,10 +216,10 @@ class KvPicker:
             entry.outcome["prompt_tokens"] = event.prompt_tokens
         if event.cached_tokens >= 0:
             entry.outcome["cached_tokens"] = event.cached_tokens
-            self._metrics.cached_tokens.labels(model).observe(event.cached_tokens)
+            self._metrics.model(model).cached_tokens.observe(event.cached_tokens)
         if event.completion_tokens >= 0:
             entry.outcome["completion_tokens"] = event.completion_tokens
-            self._metrics.output_tokens.labels(model).observe(event.completion_tokens)
+            self._metrics.model(model).output_tokens.observe(event.completion_tokens)
         if entry.prompt_tokens >= 0 and event.status == 200:
             self._tokenization.check(worker, model, entry.prompt_tokens, event.prompt_tokens)
 
@@ -247,7 +247,7 @@ class KvPicker:
             outcome["flags"] = ",".join(logged.flags)
         if logged.last_byte_s is not None:
             outcome["duration_s"] = round(logged.last_byte_s, 6)
-            self._metrics.duration.labels(entry.model).observe(logged.last_byte_s)
+            self._metrics.model(entry.model).duration.observe(logged.last_byte_s)
         self._metrics.requests.labels(
             entry.model,
             entry.path.removeprefix("/v1/").replace("/", "_"),
@@ -261,23 +261,26 @@ class KvPicker:
     # --- the pieces of a pick
 
     def _decide(
-        self, parsed: ParsedRequest, tokens: npt.NDArray[np.uint32] | None, now: float
+        self,
+        parsed: ParsedRequest,
+        serving: list[Worker],
+        tokens: npt.NDArray[np.uint32] | None,
+        now: float,
     ) -> Decision:
         pool = self._pool
-        workers = pool.workers.values()
-        sizes = [w.block_size for w in workers if parsed.model in w.models and w.block_size]
+        sizes = [w.block_size for w in serving if w.block_size]
         block_size = min(sizes, default=DEFAULT_BLOCK_SIZE)
         if tokens is None:
             matched: dict[tuple[str, str, int], dict[int, int]] = {}
             size = RequestSize(max(1, parsed.body_bytes // BYTES_PER_TOKEN), block_size)
         else:
-            chains = {w.chain(parsed.model) for w in workers if parsed.model in w.models}
+            chains = {w.chain(parsed.model) for w in serving}
             extras = block_extras(cache_salt=parsed.cache_salt)
             matched = overlaps(pool.index, chains, tokens, extras)
             size = RequestSize(len(tokens), block_size)
         decision = choose(
             size,
-            candidates(workers, parsed.model, matched, pool.index, now),
+            candidates(pool.workers.values(), parsed.model, matched, pool.index, now),
             self._policy,
             self._rng,
             turn=self._turn,
@@ -305,8 +308,9 @@ class KvPicker:
         worker.load.book(key, prompt, cached, now)
         booking = Booking(key, worker, entry, now)
         self._bookings[key] = booking
-        self._metrics.started.labels(parsed.model).inc()
-        self._metrics.active.labels(parsed.model).inc()
+        metrics = self._metrics.model(parsed.model)
+        metrics.started.inc()
+        metrics.active.inc()
         stripped = strip_kv_transfer_params(body) if parsed.has_kv_transfer_params else None
         if stripped is not None:
             self._metrics.stripped.inc()
@@ -319,16 +323,17 @@ class KvPicker:
         )
 
     def _count(self, entry: Entry, seconds: float) -> None:
-        decision, metrics = entry.decision, self._metrics
-        metrics.decisions.labels(entry.model, str(decision.how), decision.mode).inc()
+        decision, stage_ms = entry.decision, self._metrics.stage_ms
         for stage, milliseconds in entry.stages_ms.items():
-            metrics.pick_ms.labels(stage).observe(milliseconds)
-        metrics.pick_ms.labels("total").observe(seconds * 1e3)
+            stage_ms[stage].observe(milliseconds)
+        stage_ms["total"].observe(seconds * 1e3)
+        metrics = self._metrics.model(entry.model)
+        metrics.decision(decision.how, decision.mode).inc()
         if entry.prompt_tokens >= 0:
-            metrics.input_tokens.labels(entry.model).observe(entry.prompt_tokens)
+            metrics.input_tokens.observe(entry.prompt_tokens)
             if decision.chosen is not None and decision.size.blocks:
                 overlap = decision.chosen.candidate.overlap_blocks
-                metrics.hit_rate.labels(entry.model).observe(overlap / decision.size.blocks)
+                metrics.hit_rate.observe(overlap / decision.size.blocks)
 
     # --- refusals
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 
 class Rng(Protocol):
@@ -44,8 +46,7 @@ class RequestSize:
         return -(-self.prompt_tokens // self.block_size)
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """One worker as the picker sees it at the moment of the choice."""
 
     name: str  # pod
@@ -95,13 +96,11 @@ class Policy:
                 raise ValueError(f"{name} is {value}; it must be a number ≥ 0")
 
 
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """A candidate with its cost in blocks (lower wins) and the terms that add up to it."""
+class Scored(msgspec.Struct, frozen=True):
+    """A candidate with its cost in blocks; lower wins."""
 
     candidate: Candidate
     cost: float
-    terms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +112,14 @@ class Decision:
     """
 
     size: RequestSize
-    mode: str
+    policy: Policy
     how: How
     ranked: tuple[Scored, ...]
     dropped: tuple[Candidate, ...]
+
+    @property
+    def mode(self) -> str:
+        return self.policy.mode
 
     @property
     def chosen(self) -> Scored | None:
@@ -127,6 +130,16 @@ class Decision:
         """``ip:port``, best first."""
         return tuple(scored.candidate.endpoint for scored in self.ranked)
 
+    def terms(self, scored: Scored) -> dict[str, float]:
+        """The parts of a candidate's cost by name; they add up to it. Empty outside mode kv."""
+        if self.mode != "kv":
+            return {}
+        least_prefill = min(s.candidate.active_prefill_tokens for s in self.ranked)
+        return {
+            name: term(self.size, scored.candidate, least_prefill, self.policy)
+            for name, term in KV_TERMS.items()
+        }
+
     def routing(self) -> str:
         """The decision in a line: ``exact;overlap=3/5;mode=kv``."""
         chosen = self.chosen
@@ -135,7 +148,7 @@ class Decision:
 
 
 # A term of the kv cost: (request, candidate, least active prefill among the eligible, policy) ->
-# cost in blocks. Each is reported by name in ``Scored.terms``.
+# cost in blocks. Each is told by name in ``Decision.terms``.
 Term = Callable[[RequestSize, Candidate, float, Policy], float]
 
 
@@ -177,12 +190,11 @@ def _rank_kv(
     size: RequestSize, eligible: Sequence[Candidate], policy: Policy, rng: Rng, _: int
 ) -> list[Scored]:
     least_prefill = min(candidate.active_prefill_tokens for candidate in eligible)
-    scored = []
-    for candidate in eligible:
-        terms = {
-            name: term(size, candidate, least_prefill, policy) for name, term in KV_TERMS.items()
-        }
-        scored.append(Scored(candidate, sum(terms.values()), terms))
+    terms = tuple(KV_TERMS.values())
+    scored = [
+        Scored(candidate, sum([term(size, candidate, least_prefill, policy) for term in terms]))
+        for candidate in eligible
+    ]
     if policy.temperature > 0:
         return _softmax_order(scored, policy.temperature, rng)
     # Equal costs: the worker with fewer requests, then the one with the emptier cache (its blocks
@@ -297,4 +309,4 @@ def choose(
         how = How.EXACT
     else:
         how = How.APPROXIMATE
-    return Decision(size, policy.mode, how, tuple(ranked), dropped)
+    return Decision(size, policy, how, tuple(ranked), dropped)

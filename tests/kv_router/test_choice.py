@@ -43,7 +43,7 @@ def test_terms_add_up_to_the_cost() -> None:
         random.Random(0),
     )
     assert decision.chosen is not None
-    assert decision.chosen.terms == {"prefill": 5.5, "decode": 10.0, "requests": 6.0}
+    assert decision.terms(decision.chosen) == {"prefill": 5.5, "decode": 10.0, "requests": 6.0}
     assert decision.chosen.cost == 21.5
 
 
@@ -53,7 +53,7 @@ def test_the_decay_lowers_the_credit_of_the_busier() -> None:
         worker("w2"),
     ]
     decision = choose(SIZE, candidates, Policy(overlap_score_credit_decay=1.0), random.Random(0))
-    assert {s.candidate.name: s.terms["prefill"] for s in decision.ranked} == {
+    assert {s.candidate.name: decision.terms(s)["prefill"] for s in decision.ranked} == {
         "w1": 15.0,  # (160 + 160) / 16 − 10 / (1 + 1)
         "w2": 10.0,
     }

@@ -143,6 +143,10 @@ class Pool:
         worker.live, worker.exact, worker.problem = True, exact, problem
         self.changed.set()
 
+    def serving(self, model: str) -> list[Worker]:
+        """The workers that serve ``model``, ready or not."""
+        return [worker for worker in self.workers.values() if model in worker.models]
+
     def models(self, *, ready: bool) -> dict[str, list[Worker]]:
         """Model name -> workers that serve it, of those that are ready or of all."""
         served: dict[str, list[Worker]] = {}
