@@ -111,18 +111,20 @@ class BlockIndex:
         found: dict[int, int] = {}
         for word, masks in enumerate(self._cache.masks(wanted, self._holders)):
             np.bitwise_and.accumulate(masks, out=masks)
-            # Workers leave one after the other; note each where it left.
-            ends = (masks[1:] != masks[:-1]).nonzero()[0]
-            ends += 1
-            left = int(masks[0])
-            for depth, still in zip(ends.tolist(), masks[ends].tolist(), strict=True):
-                gone = left ^ still
-                if gone & (gone - 1):
-                    found.update(dict.fromkeys(_workers(word, gone), depth))
-                else:
-                    found[64 * word + gone.bit_length() - 1] = depth
-                left = still
-            found.update(dict.fromkeys(_workers(word, left), len(masks)))
+            left, last = int(masks[0]), int(masks[-1])
+            if left != last:
+                # Workers leave one after the other; note each where it left.
+                ends = (masks[1:] != masks[:-1]).nonzero()[0]
+                ends += 1
+                for depth, still in zip(ends.tolist(), masks[ends].tolist(), strict=True):
+                    gone = left ^ still
+                    if gone & (gone - 1):
+                        found.update(dict.fromkeys(_workers(word, gone), depth))
+                    else:
+                        found[64 * word + gone.bit_length() - 1] = depth
+                    left = still
+            if last:
+                found.update(dict.fromkeys(_workers(word, last), len(masks)))
         return found
 
     def _drop(self, worker: int, keys: _Array) -> int:
