@@ -20,11 +20,13 @@ from dynamo_cli.local.expand import Unresolved
 from dynamo_cli.local.plan import GENERATION_LABEL, Plan, PodPlan, Refusals
 from dynamo_cli.local.pod import MissingProgram, Place, Pod
 from dynamo_cli.local.record import PodRecord, UpRecord, started, write_record
+from dynamo_cli.local.routed import until_routed
 from dynamo_cli.local.session import Session
 from dynamo_cli.local.volumes import Refused, remove_tree
 
 STREAM_PORT = "worker-stream"  # names of container ports
 STATUS_PORT = "system"
+ROUTED_S = 5.0  # for frontends to hear of engines that are ready
 
 
 class NotReady(Exception):
@@ -57,6 +59,7 @@ class Runner:
         self._tasks: dict[Pod, asyncio.Task[None]] = {}
         self._made = 0
         self._tails: set[str] = set()  # that the user has seen
+        self._routed = False  # the frontends have heard of the engines
         self._moved = asyncio.Event()
         self._endpoints_file = session.state / "endpoints.json"
         self._endpoints: list[Endpoint] | None = None
@@ -172,10 +175,14 @@ class Runner:
     @property
     def url(self) -> str:
         """Of the first frontend; "" if there is none."""
-        for pod in self.pods:
-            if pod.plan.component_type == "frontend":
-                return f"http://{pod.address}:{pod.plan.http_port}"
-        return ""
+        return next(iter(self._frontend_urls()), "")
+
+    def _frontend_urls(self) -> list[str]:
+        return [
+            f"http://{pod.address}:{pod.plan.http_port}"
+            for pod in self.pods
+            if pod.plan.component_type == "frontend"
+        ]
 
     @property
     def ready(self) -> bool:
@@ -192,7 +199,7 @@ class Runner:
             namespace=self.plan.namespace,
             url=self.url,
             state_dir=str(self.session.state),
-            ready=self.ready,
+            ready=self.ready and self._routed,
             pods=[
                 PodRecord(
                     name=pod.name,
@@ -214,7 +221,7 @@ class Runner:
         give_up_after: int | None,
         waiting: Callable[[], None] = lambda: None,
     ) -> None:
-        """Wait until every pod is ready.
+        """Wait until every pod is ready and the frontends route to all engines.
 
         Raises ``NotReady`` after ``timeout_s`` seconds, when a container failed ``give_up_after``
         times in a row without having been ready, or when a pod can't be run at all. ``waiting`` is
@@ -243,6 +250,14 @@ class Runner:
                     await self._moved.wait()
             except TimeoutError:
                 continue
+        # A frontend that does not hear in time says so itself, and still answers.
+        await until_routed(
+            self._frontend_urls(),
+            [pod.name for pod in self.pods if pod.plan.is_engine],
+            ROUTED_S,
+        )
+        self._routed = True
+        self._publish()
 
 
 def _endpoint(pod: Pod) -> Endpoint:
