@@ -207,6 +207,12 @@ class Graph:
     async def until_ready(self) -> None:
         await until(self.up.ready, RESTART_S)
 
+    def hello(self, number: int) -> asyncio.Task[Answer]:
+        """Send a request that is shorter than a block: it leaves no trace in a cache."""
+        message = {"role": "user", "content": f"Hello {number}"}
+        request = self.send([message], stream=number % 2 == 1, max_tokens=4)
+        return asyncio.create_task(request)
+
     @asynccontextmanager
     async def trickle(self) -> AsyncIterator[list[asyncio.Task[Answer]]]:
         """Short requests, one after the other, every second one streamed; all have ended after."""
@@ -214,10 +220,7 @@ class Graph:
 
         async def flow() -> None:
             for number in itertools.count():
-                # Shorter than a block: they leave no trace in a cache and follow none.
-                message = {"role": "user", "content": f"Hello {number}"}
-                request = self.send([message], stream=number % 2 == 1, max_tokens=4)
-                sent.append(asyncio.create_task(request))
+                sent.append(self.hello(number))
                 await asyncio.sleep(TRICKLE_S)
 
         flowing = asyncio.create_task(flow())
@@ -307,6 +310,7 @@ async def check_that_a_killed_worker_goes_unseen(graph: Graph) -> None:
     """SIGKILL to a pod under load: later requests are answered, and the pod comes back."""
     conversation = Conversation(graph, "kills")
     victim, _, _ = await conversation.turn()
+    await Conversation(graph, "survivors").turn()  # no worker's cache is empty
     pod = graph.workers()[victim]
     async with graph.trickle() as sent:
         await until(lambda: sum(task.done() for task in sent) >= 6, EVENTS_S + 20)
@@ -315,6 +319,8 @@ async def check_that_a_killed_worker_goes_unseen(graph: Graph) -> None:
             assert (await graph.newest())["candidates"][0]["name"] == victim
             os.kill(pod.pid, signal.SIGKILL)
             killed = time.monotonic()
+            # Many at once, while the kernel is still taking the process apart.
+            sent += [graph.hello(number) for number in range(20)]
             # What runs on it is lost, and the client hears of it at once.
             async with asyncio.timeout(EVENTS_S):
                 with pytest.raises(aiohttp.ClientPayloadError):
