@@ -274,7 +274,9 @@ async def main(seconds: float, rounds: int, write: Path | None, only: str) -> No
                 print(f"round {number + 1} of {rounds}", file=sys.stderr)
                 for subject in subjects:
                     for stream in (False, True):
-                        figures = await slice_of_load(subject, pids[subject], stream, seconds)
+                        # Streamed answers are few: twice as long for figures as fine.
+                        length = seconds * 2 if stream else seconds
+                        figures = await slice_of_load(subject, pids[subject], stream, length)
                         merge(results.setdefault(subject, {}), stream, figures)
     rows = table(results)
     console = Console(width=110)
@@ -331,9 +333,11 @@ def page(
             "",
             f"{platform.machine()}, {os.cpu_count()} cores, Python "
             f"{platform.python_version()}; Envoy with one thread, {CONNECTIONS} connections, "
-            f"the best of {rounds} turns of {seconds:g} s, 8 engines, chats of some 600 bytes. "
+            f"the best of {rounds} turns of {seconds:g} s (twice that for chunks), 8 engines, "
+            "chats of some 600 bytes. "
             f"All {compared} answers were compared byte for byte; none differed. "
-            "Compare ratios, not milliseconds.",
+            "Compare ratios, not milliseconds: the load average was "
+            f"{os.getloadavg()[1]:.0f} over the last five minutes, this run's own load included.",
             "",
             *lines,
             "",
