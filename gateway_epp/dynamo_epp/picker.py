@@ -7,6 +7,7 @@ answers given where no pick is possible.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ REASON_HEADER = "x-llm-d-request-dropped-reason"
 BYTES_PER_TOKEN = 4
 """Rule of thumb for prompts that were not tokenized; it only sizes the load booked for them."""
 DEFAULT_BLOCK_SIZE = 16
+INLINE_BODY = 512 * 1024
+"""Bytes; a larger body is parsed beside the loop, where other picks don't wait for it."""
 FALLBACKS = 3
 """Endpoints named behind the first one, for Envoy to retry on."""
 
@@ -116,7 +119,10 @@ class KvPicker:
         path = request.head.path.partition("?")[0]
         body = request.body or b""
         try:
-            parsed = parse(path, body)
+            if len(body) <= INLINE_BODY:
+                parsed = parse(path, body)
+            else:
+                parsed = await asyncio.to_thread(parse, path, body)
         except BadRequest as error:
             return self._refuse(
                 error.status, error.message, "bad-request", param=error.param, code=error.code

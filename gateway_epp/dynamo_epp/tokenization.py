@@ -28,6 +28,7 @@ from dynamo_epp.tokenize import (
     RemoteTokenizer,
     TokenizerSource,
     TokenizeThreads,
+    TooCostly,
     Trust,
     fingerprint,
 )
@@ -168,6 +169,8 @@ class Tokenization:
         for name in dict.fromkeys(worker.tokenizer for worker in workers if worker.tokenizer):
             try:
                 return await (await self._local(name)).tokenize(request.prompt)
+            except TooCostly:
+                raise  # engines have better things to do, too
             except NotExact as error:
                 problem = error
         for tokenizer in self._engines(request.model, workers):

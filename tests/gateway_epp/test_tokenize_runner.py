@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from dynamo_epp.requests import ChatPrompt, TextPrompts, TokenPrompts
-from dynamo_epp.tokenize import LocalTokenizer, NotExact, Tokenizer, TokenizeThreads
+from dynamo_epp.tokenize import LocalTokenizer, NotExact, Tokenizer, TokenizeThreads, TooCostly
 from dynamo_epp.tokenize.runner import INLINE_MESSAGES
 from dynamo_workers.tiny import TOKENIZER_FILES, TOKENIZER_FOLDER
 
@@ -110,6 +110,44 @@ async def test_a_runaway_template_is_stopped_though_its_caller_left() -> None:
     threads.close()
     assert threads.replaced == 1
     assert runaway.template_disabled
+
+
+async def test_one_large_chat_does_not_disable_the_template() -> None:
+    # Two messages make two iterations, a thousand make a million times a thousand.
+    many_loops = (
+        "{% for a in messages %}{% for b in messages %}{% for c in messages %}"
+        "{% endfor %}{% endfor %}{% endfor %}{{ messages|length }}"
+    )
+    threads, stuck = pool_of_one()
+    ours = local(threads, many_loops, deadline_s=0.2)
+    message = {"role": "user", "content": "hi"}
+    huge = ChatPrompt(messages=[message] * 2000, body_bytes=70_000)
+    with pytest.raises(TooCostly):
+        await ours.tokenize(huge)
+    await asyncio.to_thread(stuck.join, 10)
+    assert not ours.template_disabled
+    await ours.tokenize(PROMPT)
+    await ours.tokenize(ChatPrompt(messages=[message], body_bytes=69_999))
+    # The next one as large costs nothing.
+    started = time.monotonic()
+    with pytest.raises(TooCostly, match="70000 bytes"):
+        await ours.tokenize(huge)
+    assert time.monotonic() - started < 0.15
+    assert threads.replaced == 1
+    threads.close()
+
+
+async def test_what_the_engine_refuses_for_its_length_is_not_tokenized(
+    threads: TokenizeThreads,
+) -> None:
+    ours = LocalTokenizer(Tokenizer.from_files(FILES, {"max_model_len": "8"}), threads)
+    await ours.tokenize(TextPrompts(texts=["words " * 10]))  # too long, but it takes tokens to know
+    for prompt in (
+        TextPrompts(texts=["words " * 3000]),
+        ChatPrompt(messages=[{"role": "user", "content": "words " * 3000}]),
+    ):
+        with pytest.raises(TooCostly, match="more than the model's context"):
+            await ours.tokenize(prompt)
 
 
 async def test_prompts_do_not_queue_for_long(threads: TokenizeThreads) -> None:

@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from dynamo_epp.requests import Prompt
-from dynamo_epp.tokenize.exact import Exactness, NotExact, Trust
+from dynamo_epp.tokenize.exact import Exactness, NotExact, TooCostly, Trust
 from dynamo_epp.tokenize.remote import RemoteTokenizer
 from dynamo_epp.tokenize.runner import LocalTokenizer, TokenizeThreads
 from dynamo_epp.tokenize.segments import SegmentCache, Tokens, proves_segmentation
@@ -30,6 +30,7 @@ __all__ = [
     "Tokenizer",
     "TokenizerSource",
     "Tokens",
+    "TooCostly",
     "Trust",
     "fingerprint",
     "proves_segmentation",

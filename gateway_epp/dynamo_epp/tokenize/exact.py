@@ -18,6 +18,10 @@ class NotExact(Exception):
         self.reason = reason
 
 
+class TooCostly(NotExact):
+    """Tokenizing this prompt costs too much at this moment, wherever it is done."""
+
+
 class Trust(Enum):
     """What the predictions of one tokenizer are used for."""
 

@@ -3,7 +3,9 @@
 A chat template is a program that came with a model and runs on what clients send. Most are bounded
 by their syntax and take a fraction of a millisecond: for small prompts those run in place, since a
 hand-over to a thread costs more. All others, and all large prompts, run in a thread; one that
-exceeds its deadline is stopped, its thread replaced, and that model's template not run again.
+exceeds its deadline is stopped and its thread replaced. If the prompt was small, the template is
+at fault and not run again. If it was large, only chats as large are not rendered for a while: a
+client that sends hundreds of thousands of messages must not decide how others are routed.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 from dynamo_epp.requests import ChatPrompt, Prompt, TokenPrompts
-from dynamo_epp.tokenize.exact import NotExact
+from dynamo_epp.tokenize.exact import NotExact, TooCostly
 from dynamo_epp.tokenize.segments import Tokens
 from dynamo_epp.tokenize.tokenizer import Tokenizer, tokenize_ids
 
@@ -30,8 +32,8 @@ INLINE_MESSAGES = 128
 """Most messages of such a chat: a bounded template may loop over them within a loop over them."""
 INLINE_NEW_CHARACTERS = 2_000
 """Most characters tokenized in place; about 1 ms of work."""
-
-
+LARGE_PAUSE_S = 60.0
+"""How long chats as large as one that took too long are not rendered."""
 QUEUE_WAIT_S = 0.5
 """How long a prompt waits for a thread before it is routed by load instead."""
 
@@ -175,7 +177,7 @@ class TokenizeThreads:
             async with asyncio.timeout(QUEUE_WAIT_S):
                 await task.started.wait()
         except TimeoutError:
-            raise NotExact("all tokenizing threads are busy") from None
+            raise TooCostly("all tokenizing threads are busy") from None
         finally:
             if not task.started.is_set():
                 task.work = _nothing
@@ -209,8 +211,8 @@ T = TypeVar("T")
 class LocalTokenizer:
     """One model's `Tokenizer` behind the interface that the picker uses; one loop only.
 
-    ``deadline_s`` bounds the rendering of one chat. One that takes longer disables the model's
-    template: chats are `NotExact` from then on, plain text is not affected. ``inline`` and
+    ``deadline_s`` bounds the rendering of one chat. A small one that takes longer disables the
+    model's template: chats are `NotExact` from then on, plain text is not affected. ``inline`` and
     ``threaded`` count where the work was done.
     """
 
@@ -220,6 +222,8 @@ class LocalTokenizer:
         self.tokenizer = tokenizer
         self._threads = threads
         self._deadline = deadline_s
+        self._too_large = 0  # bytes; chats of at least so many are not rendered…
+        self._too_large_until = 0.0  # …until then, in the loop's seconds
         self.inline = 0
         self.threaded = 0
 
@@ -247,9 +251,12 @@ class LocalTokenizer:
         tokenizer = self.tokenizer
         template = tokenizer.template(prompt)
         small = prompt.body_bytes <= INLINE_BYTES and len(prompt.messages) <= INLINE_MESSAGES
+        if not small:
+            self._check_size(prompt)
         if not (template.bounded and small):
             render = partial(tokenizer.render, prompt)
-            text: str = await self._run(render, self._deadline, self._disable)
+            too_slow = self._disable if small else partial(self._pause, prompt.body_bytes)
+            text: str = await self._run(render, self._deadline, too_slow)
         else:
             text = tokenizer.render(prompt)
         plain = not prompt.encoding.add_special_tokens
@@ -269,7 +276,25 @@ class LocalTokenizer:
         try:
             return cast(T, await self._threads.run(work, deadline_s, on_timeout))
         except TimeoutError:
-            raise NotExact(self.template_disabled or "tokenizing took too long") from None
+            raise TooCostly(self.template_disabled or "tokenizing took too long") from None
+
+    def _check_size(self, prompt: ChatPrompt) -> None:
+        now = asyncio.get_running_loop().time()
+        if now < self._too_large_until and prompt.body_bytes >= self._too_large:
+            raise TooCostly(f"a chat of {self._too_large} bytes took too long to render")
+
+    def _pause(self, body_bytes: int) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._too_large_until or body_bytes < self._too_large:
+            self._too_large = body_bytes
+        self._too_large_until = now + LARGE_PAUSE_S
+        logger.warning(
+            "a chat of %d bytes took longer than %g s to render; for %g s chats as large "
+            "are routed by load",
+            body_bytes,
+            self._deadline,
+            LARGE_PAUSE_S,
+        )
 
     def _disable(self) -> None:
         reason = f"the chat template ran longer than {self._deadline:g} s and is not used any more"

@@ -25,7 +25,7 @@ from dynamo_epp.tokenize.conversation import (
     template_arguments,
     tool_dicts,
 )
-from dynamo_epp.tokenize.exact import NotExact
+from dynamo_epp.tokenize.exact import NotExact, TooCostly
 from dynamo_epp.tokenize.segments import SegmentCache, Tokens, boundaries, proves_segmentation
 from dynamo_epp.tokenize.template import ChatTemplate
 
@@ -83,6 +83,8 @@ class Tokenizer:
         self._template_defaults = dict(template_defaults or {})
         self._tools_excluded_when_none = tools_excluded_when_none
         self._max_model_len = max_model_len
+        longest = max(map(len, backend.get_vocab()), default=0)
+        self._most_characters = max_model_len * longest or None
         self.template_disabled = ""
         """Why chats are not rendered any more; set once rendering ran out of time."""
 
@@ -193,7 +195,10 @@ class Tokenizer:
         return self._truncated(self.encode_text(text, encoding.add_special_tokens), encoding)
 
     def encode_text(self, text: str, add_special_tokens: bool) -> Tokens:
-        """Tokens of plain text, uint32. Raises `NotExact` for text that is no Unicode."""
+        """Tokens of plain text, uint32. Raises `NotExact` for text that is no Unicode, or that the
+        engine will refuse for its length alone, by the same rule."""
+        if self._most_characters is not None and len(text) > self._most_characters:
+            raise TooCostly(f"{len(text)} characters are more than the model's context can hold")
         if add_special_tokens or self._segments is None:
             return self._encode(text, add_special_tokens)
         return self._segments.tokens(self._segments.pieces(text))
