@@ -330,8 +330,7 @@ class KvPicker:
 
     def _count(self, entry: Entry, seconds: float) -> None:
         decision, stage_ms = entry.decision, self._metrics.stage_ms
-        for stage, milliseconds in entry.stages_ms.items():
-            stage_ms[stage].observe(milliseconds)
+        stage_ms["tokenize"].observe(entry.stages_ms["tokenize"])
         stage_ms["total"].observe(seconds * 1e3)
         metrics = self._metrics.model(entry.model)
         metrics.decision(decision.how, decision.mode).inc()

@@ -6,7 +6,7 @@ does I/O: followers call in what they learned, and the scheduler reads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dynamo_kv_router.load import WorkerLoad
 from dynamo_runtime.endpoint import Endpoint
@@ -37,6 +37,11 @@ class Worker:
     """Name of its tokenizer in the tokenizer shelf; "" if the engine itself must be asked."""
     total_blocks: int = 0
     max_model_len: int = 0
+    hostport: str = field(init=False)
+    """``ip:port``, as candidates and headers need it for each request."""
+
+    def __post_init__(self) -> None:
+        self.hostport = self.endpoint.hostport
 
     @property
     def name(self) -> str:

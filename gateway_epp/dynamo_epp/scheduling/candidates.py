@@ -48,7 +48,7 @@ def candidates(
         result.append(
             Candidate(
                 name=worker.endpoint.name,
-                endpoint=worker.endpoint.hostport,
+                endpoint=worker.hostport,
                 overlap_blocks=overlap,
                 active_prefill_tokens=load.active_prefill_tokens(now),
                 active_decode_blocks=load.active_decode_blocks(),
