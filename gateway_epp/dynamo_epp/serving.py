@@ -144,11 +144,13 @@ class ServingKvPicker:
         await self._pool.start()
         await self._pool.synced.wait()
         self._gauges = asyncio.create_task(self._keep_gauges())
+        self._lifecycle.set_not_ready("waiting for the caches of workers that are ready already")
         if not await self._pool.wait_warm(START_WARM_S):
             silent = [w.name for w in self._pool.workers.values() if not w.live]
             log.warning(
                 "starting without the caches of %s; decisions are approximate", ", ".join(silent)
             )
+        self._lifecycle.set_not_ready("waiting for tokenizers")
         await self._tokenization.loaded(START_TOKENIZERS_S)
 
     def logged(self, entry: AccessEntry) -> None:
