@@ -85,6 +85,7 @@ def test_the_python_that_has_vllm(tmp_path: Path) -> None:
         ({"DYN_VLLM_PYTHON": "/nowhere/python"}, ["m"], "/nowhere/python"),
         ({"PYTHONPATH": ""}, ["m"], "has no vLLM"),
         ({}, [], "--model is missing"),
+        ({}, ["--model", "/nowhere/llama"], "--model /nowhere/llama: there is no such folder"),
         ({"DYN_VLLM_CPU": "yes"}, ["m"], "DYN_VLLM_CPU='yes'"),
     ],
 )

@@ -295,7 +295,7 @@ def _readable(line: str) -> list[str]:
         entry = msgspec.json.decode(line, type=_LogLine)
     except msgspec.DecodeError:
         return [line]
-    return [f"{entry.level} {entry.message}", *entry.exception.splitlines()]
+    return [*f"{entry.level} {entry.message}".splitlines(), *entry.exception.splitlines()]
 
 
 class _LogLine(msgspec.Struct):

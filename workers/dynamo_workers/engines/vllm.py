@@ -94,6 +94,9 @@ class VllmEngine(Server):
         super().__init__(line, env, port)
         if not self.model and not line.has("--config"):
             raise BadArguments("--model is missing: give a folder or a name on Hugging Face")
+        if Path(self.model).is_absolute() and not Path(self.model).exists():
+            # The engine would take it for a name on Hugging Face, and say so on a page of its own.
+            raise BadArguments(f"--model {self.model}: there is no such folder")
         self.python = find_python(env)
         self.version = installed_version(self.python, env)
         if not self.version:
