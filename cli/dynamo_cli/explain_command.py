@@ -43,7 +43,10 @@ def explain(
         url = _status_url()
     decisions = asyncio.run(_fetch(url, request_id, last))
     if request_id is not None and not decisions:
-        _fail(f"no decision about request {request_id!r} is kept at {url} (they are kept a while)")
+        _fail(
+            f"no decision about request {request_id!r} is kept at {url}: only the last ones are, "
+            "and none for requests that were refused as malformed or for an unknown model"
+        )
     if output == "json":
         import msgspec
 
@@ -92,7 +95,19 @@ async def _fetch(url: str, request_id: str | None, last: int) -> list[dict[str, 
 def _outcome(decision: dict[str, Any]) -> str:
     outcome = decision["outcome"]
     status = outcome.get("status")
-    return "running" if status is None else str(status)
+    if status is None:
+        return "running"
+    # A stream that broke off began with 200.
+    return f"{status} {flags}" if (flags := outcome.get("flags")) else str(status)
+
+
+def _worker(decision: dict[str, Any], ranked: list[dict[str, Any]]) -> str:
+    """The pick, and who answered if that was another."""
+    if not ranked:
+        return "(none)"
+    name = str(ranked[0]["name"])
+    served_by = decision["outcome"].get("served_by")
+    return f"{name} → {served_by}" if served_by else name
 
 
 def _console() -> Any:
@@ -123,7 +138,7 @@ def _print_table(decisions: list[dict[str, Any]]) -> None:
             decision["how"],
             overlap,
             str(tokens) if tokens >= 0 else "-",
-            ranked[0]["name"] if ranked else "(none)",
+            _worker(decision, ranked),
             _outcome(decision),
         )
     console.print(table)

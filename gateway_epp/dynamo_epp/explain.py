@@ -80,6 +80,11 @@ class Journal:
         if len(self._entries) > self._capacity:
             self._entries.popitem(last=False)
 
+    def keep(self, entry: Entry) -> None:
+        """Put back an entry that was pushed out while its request ran: its end is news."""
+        if entry.request_id not in self._entries:
+            self.add(entry)
+
     def get(self, request_id: str) -> Entry | None:
         return self._entries.get(request_id)
 

@@ -27,7 +27,8 @@ class PickerMetrics:
         # Dynamo's names
         self.requests = Counter(
             "dynamo_frontend_requests",
-            "Requests that ended, by HTTP status class of the answer.",
+            "Requests that ended: success, error (streams that broke off, too), cancelled by the "
+            "client.",
             ("model", "endpoint", "request_type", "status"),
             registry=registry,
         )

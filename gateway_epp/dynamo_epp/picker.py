@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -46,6 +47,8 @@ BYTES_PER_TOKEN = 4
 DEFAULT_BLOCK_SIZE = 16
 INLINE_BODY = 512 * 1024
 """Bytes; a larger body is parsed beside the loop, where other picks don't wait for it."""
+LATE_S = 5.0
+"""How long after a stream's end the worker's own account of the request is waited for."""
 FALLBACKS = 3
 """Endpoints named behind the first one, for Envoy to retry on."""
 
@@ -71,6 +74,14 @@ class Booking:
     entry: Entry
     picked_at: float  # monotonic seconds
     open: bool = True  # the stream has not ended
+
+
+def _result(logged: AccessEntry) -> str:
+    """A stream that broke off had status 200, too; only Envoy's flags tell."""
+    if not logged.flags:
+        return "success" if 200 <= logged.status < 400 else "error"
+    left = all(flag.startswith("downstream_") for flag in logged.flags)
+    return "cancelled" if left else "error"
 
 
 class KvPicker:
@@ -108,6 +119,8 @@ class KvPicker:
         self._warmed = False
         self._turn = 0
         self._bookings: dict[str, Booking] = {}  # until the stream and the request both ended
+        self._late: deque[tuple[float, Booking]] = deque()  # ended streams, the oldest first
+        self._open: dict[str, Entry] = {}  # by request id; their streams have not ended
 
     # --- extproc.Picker
 
@@ -152,13 +165,6 @@ class KvPicker:
         tokenized_at = self._clock()
 
         decision = self._decide(parsed, workers, tokens, tokenized_at)
-        chosen = decision.chosen
-        if chosen is None:
-            return self._refuse(
-                503,
-                f"No worker for {parsed.model} can take requests at the moment.",
-                "rejected-no-endpoints",
-            )
         if not reason and decision.how != "exact":
             reason = self._why_approximate(decision)
         entry = Entry(
@@ -175,10 +181,17 @@ class KvPicker:
                 "tokenize": (tokenized_at - parsed_at) * 1e3,
             },
         )
+        self._journal.add(entry)
+        if decision.chosen is None:
+            return self._refuse(
+                503,
+                f"No worker for {parsed.model} can take requests at the moment.",
+                "rejected-no-endpoints",
+                code="no_worker_available",
+            )
         route = self._route(parsed, body, decision, entry)
         done = self._clock()
         entry.stages_ms["choose"] = (done - tokenized_at) * 1e3
-        self._journal.add(entry)
         self._count(entry, done - started)
         return route
 
@@ -186,11 +199,21 @@ class KvPicker:
         booking = route.booking
         if not isinstance(booking, Booking):
             return
+        entry, now = booking.entry, self._clock()
         booking.open = False
         booking.worker.load.release(booking.key)
-        self._metrics.model(booking.entry.model).active.dec()
-        if booking.worker.stock or booking.key not in booking.worker.load.accepted:
+        self._metrics.model(entry.model).active.dec()
+        if self._open.get(entry.request_id) is entry:
+            del self._open[entry.request_id]
+            self._journal.keep(entry)
+        if booking.worker.stock:
             self._bookings.pop(booking.key, None)
+        else:  # short requests end before their worker's word of them is here
+            self._late.append((now, booking))
+        while self._late and now - self._late[0][0] >= LATE_S:
+            _, late = self._late.popleft()
+            if late.key not in late.worker.load.accepted:
+                self._bookings.pop(late.key, None)
 
     # --- endpoints.streams.RequestWatcher
 
@@ -234,15 +257,18 @@ class KvPicker:
 
     def on_lost(self, worker: Worker, reason: str) -> None:
         self._metrics.lost.inc()
+        self.on_resynced(worker)
+
+    def on_resynced(self, worker: Worker) -> None:
         # Nobody will tell how these ended.
         for key, booking in list(self._bookings.items()):
-            if booking.worker is worker and not booking.open:
+            if booking.worker is worker and not booking.open and key not in worker.load.accepted:
                 del self._bookings[key]
 
     # --- the proxy's access log
 
     def on_access_log(self, logged: AccessEntry) -> None:
-        entry = self._journal.get(logged.request_id)
+        entry = self._open.get(logged.request_id) or self._journal.get(logged.request_id)
         if entry is None:
             return
         outcome = entry.outcome
@@ -258,10 +284,10 @@ class KvPicker:
             entry.model,
             entry.path.removeprefix("/v1/").replace("/", "_"),
             "stream" if entry.stream else "unary",
-            "success" if 200 <= logged.status < 400 else "error",
+            _result(logged),
         ).inc()
-        picked = entry.decision.endpoints[0]
-        if logged.upstream and logged.upstream != picked:
+        picked = entry.decision.endpoints[:1]
+        if logged.upstream and logged.upstream not in picked:
             self._metrics.missed.labels("retried" if logged.attempts > 1 else "unknown").inc()
 
     # --- the pieces of a pick
@@ -314,6 +340,7 @@ class KvPicker:
         worker.load.book(key, prompt, cached, now)
         booking = Booking(key, worker, entry, now)
         self._bookings[key] = booking
+        self._open[entry.request_id] = entry
         metrics = self._metrics.model(parsed.model)
         metrics.started.inc()
         metrics.active.inc()
@@ -373,6 +400,10 @@ class KvPicker:
         )
 
     # --- for the status server
+
+    def kept_bookings(self) -> int:
+        """Requests that run, or whose worker may still tell how they ended."""
+        return len(self._bookings)
 
     def state(self) -> dict[str, Any]:
         """Workers as `/debug/workers` shows them."""

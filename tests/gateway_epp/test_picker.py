@@ -16,7 +16,7 @@ from dynamo_epp.endpoints.worker import Worker
 from dynamo_epp.explain import Journal
 from dynamo_epp.extproc import PickRequest, Refusal, RequestHead, Route
 from dynamo_epp.metrics import PickerMetrics
-from dynamo_epp.picker import KvPicker
+from dynamo_epp.picker import LATE_S, KvPicker
 from dynamo_epp.requests import ChatPrompt, ParsedRequest
 from dynamo_epp.server import AccessEntry
 from dynamo_epp.tokenization import Encoded
@@ -62,6 +62,19 @@ class Snapshots:
             yield await self.queue.get()
 
 
+class Time:
+    """The loop's clock, and what the test skips."""
+
+    def __init__(self) -> None:
+        self._skipped = 0.0
+
+    def skip(self, seconds: float) -> None:
+        self._skipped += seconds
+
+    def __call__(self) -> float:
+        return asyncio.get_running_loop().time() + self._skipped
+
+
 @dataclass
 class World:
     """A picker, its workers' publishers and a clock."""
@@ -74,6 +87,7 @@ class World:
     tokens: WordTokens
     journal: Journal
     registry: CollectorRegistry
+    time: Time
 
     def worker(self, number: int) -> Worker:
         return self.pool.workers[f"w-{number}"]
@@ -131,13 +145,13 @@ async def world(workers: int = 2, policy: Policy | None = None) -> AsyncIterator
     ]
     source, tokens, journal = Snapshots(), WordTokens(), Journal(capacity=100)
     registry = CollectorRegistry()
-    loop = asyncio.get_running_loop()
+    time = Time()
 
     def follow(pool: Pool, worker: Worker) -> StreamFollower:
         # The publishers are all on 127.0.0.1; the addresses of the engines differ.
         stream = replace(worker.endpoint, address="127.0.0.1")
         real, worker.endpoint = worker.endpoint, stream
-        follower = StreamFollower(pool, worker, picker, subscriber="p", clock=loop.time)
+        follower = StreamFollower(pool, worker, picker, subscriber="p", clock=time)
         worker.endpoint = real
         return follower
 
@@ -150,7 +164,7 @@ async def world(workers: int = 2, policy: Policy | None = None) -> AsyncIterator
         journal,
         replica="p",
         rng=random.Random(0),
-        clock=loop.time,
+        clock=time,
         wall=lambda: 1000.0,
         warm_up_s=5.0,
     )
@@ -158,7 +172,7 @@ async def world(workers: int = 2, policy: Policy | None = None) -> AsyncIterator
     source.queue.put_nowait(tuple(endpoints))
     assert await pool.wait_warm(5)
     try:
-        yield World(picker, pool, source, publishers, endpoints, tokens, journal, registry)
+        yield World(picker, pool, source, publishers, endpoints, tokens, journal, registry, time)
     finally:
         await pool.stop()
         for publisher in publishers:
@@ -366,6 +380,96 @@ async def test_round_robin_takes_turns_and_reads_no_tokens() -> None:
     async with world(workers=3, policy=Policy(mode="round-robin")) as w:
         picked = [(await w.ask("?")).endpoints[0] for _ in range(6)]
         assert picked == [f"127.0.0.{n}:8000" for n in (2, 3, 4, 2, 3, 4)]
+
+
+async def test_a_refusal_for_lack_of_workers_can_be_explained() -> None:
+    async with world(workers=1) as w:
+        w.source.queue.put_nowait((replace(w.endpoints[0], ready=False),))
+        await w.until(lambda: not w.worker(0).endpoint.ready)
+        await w.picker.pick(request(range(4), "refused"))
+        entry = w.journal.get("refused")
+        assert entry is not None
+        assert [c["dropped"] for c in entry.to_json()["candidates"]] == ["not ready"]
+        w.picker.on_access_log(access("refused", status=503))
+        assert requests(w, "error") == 1
+        assert w.metric("dynamo_frontend_active_requests", model="m") == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "flags", "result"),
+    [
+        (200, (), "success"),
+        (404, (), "error"),
+        (200, ("upstream_protocol_error",), "error"),  # the engine died in mid-stream
+        (504, ("stream_idle_timeout",), "error"),
+        (200, ("downstream_connection_termination",), "cancelled"),
+        (0, ("downstream_remote_reset",), "cancelled"),
+    ],
+)
+async def test_requests_are_counted_by_how_they_really_ended(
+    status: int, flags: tuple[str, ...], result: str
+) -> None:
+    async with world(workers=1) as w:
+        w.picker.released(await w.ask(range(4)))
+        w.picker.on_access_log(access("r", status=status, flags=flags))
+        assert requests(w, result) == 1
+
+
+async def test_the_end_of_a_request_older_than_the_journal_is_counted() -> None:
+    async with world(workers=1) as w:
+        long, short = await w.ask(range(4), "long"), await w.ask(range(4), "long too")
+        for number in range(100):  # as many as the journal keeps
+            w.picker.released(await w.ask(range(4), f"r-{number}"))
+        assert w.journal.get("long") is None
+        w.picker.on_access_log(access("long"))  # the log may come before the stream's end…
+        w.picker.released(long)
+        w.picker.released(short)
+        w.picker.on_access_log(access("long too"))  # …or after it
+        assert requests(w, "success") == 2
+        entry = w.journal.get("long")
+        assert entry is not None
+        assert entry.outcome["status"] == 200
+
+
+async def test_the_word_of_a_worker_that_comes_after_the_end_is_taken() -> None:
+    async with world(workers=1) as w:
+        w.picker.released(await w.ask(range(8)))
+        w.publishers[0].accepted("p-1", 8, 0)
+        w.publishers[0].finished("p-1", prompt_tokens=8, cached_tokens=4, completion_tokens=3)
+        await w.until(lambda: bool(w.tokens.checked))
+        assert w.worker(0).load.active_requests() == 0
+        entry = w.journal.get("r")
+        assert entry is not None
+        assert entry.outcome["cached_tokens"] == 4
+
+
+async def test_nothing_is_kept_of_requests_that_ended() -> None:
+    async with world(workers=1) as w:
+        kept = w.picker.kept_bookings
+        # One that no worker ever took, one whose worker goes away before it said how it ended,
+        # and one whose stream ends only after its worker has gone.
+        w.picker.released(await w.ask(range(4)))
+        routes = [await w.ask(range(4)) for _ in range(2)]
+        for turn in (2, 3):
+            w.publishers[0].accepted(f"p-{turn}", 4, 0)
+        await w.until(lambda: w.metric("dynamo_epp_blind_window_seconds_count") == 2)
+        w.picker.released(routes[0])
+        assert kept() == 3
+        await w.pool.apply(())
+        assert kept() == 1
+        for turn in (2, 3):
+            w.publishers[0].finished(f"p-{turn}")
+        w.picker.released(routes[1])
+        w.time.skip(LATE_S)
+        w.source.queue.put_nowait(tuple(w.endpoints))
+        await w.until(lambda: bool(w.pool.workers) and w.worker(0).live)
+        w.picker.released(await w.ask(range(4)))
+        assert kept() == 1  # this one, for a while
+
+
+def requests(w: World, result: str) -> float:
+    labels = {"endpoint": "chat_completions", "request_type": "unary", "status": result}
+    return w.metric("dynamo_frontend_requests_total", model="m", **labels)
 
 
 def access(request_id: str, **fields: object) -> AccessEntry:

@@ -5,7 +5,6 @@ The worker is the truth about itself, so whatever its stream says replaces what 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Protocol
 
@@ -28,8 +27,6 @@ from dynamo_kv_router.stream.subscriber import WorkerSubscriber
 from dynamo_epp.endpoints.pool import Pool
 from dynamo_epp.endpoints.worker import Worker
 
-log = logging.getLogger(__name__)
-
 
 class RequestWatcher(Protocol):
     """Whom a stream tells about requests, of whichever picker."""
@@ -45,6 +42,11 @@ class RequestWatcher(Protocol):
         ...
 
     def on_lost(self, worker: Worker, reason: str) -> None: ...
+
+    def on_resynced(self, worker: Worker) -> None:
+        """What the worker has in hand is told anew, or never again: requests that are not among
+        its accepted ones ended unseen."""
+        ...
 
 
 class StreamFollower:
@@ -76,6 +78,8 @@ class StreamFollower:
 
     async def stop(self) -> None:
         await self._subscriber.stop()
+        self._worker.load.reset_accepted()
+        self._watcher.on_resynced(self._worker)
 
     def on_snapshot(self, _: str, snapshot: Snapshot) -> None:
         worker, now = self._worker, self._clock()
@@ -90,6 +94,7 @@ class StreamFollower:
             self._watcher.on_accepted(worker, request.booking, window)
             if request.first_token:
                 worker.load.first_token(request.booking)
+        self._watcher.on_resynced(worker)
         self._apply_load(snapshot.load)
         self._set_live(snapshot.info)
 
@@ -146,7 +151,6 @@ class StreamFollower:
                     self._set_live(info)
 
     def on_lost(self, _: str, reason: str) -> None:
-        log.warning("worker %s: stream lost: %s", self._worker.name, reason)
         self._worker.load.reset_accepted()
         self._pool.forget_cache(self._worker, f"stream lost: {reason}")
         self._watcher.on_lost(self._worker, reason)
