@@ -233,6 +233,9 @@ class Up:
         """What Ctrl-C does."""
         self._process.send_signal(signal.SIGINT)
 
+    def kill(self) -> None:
+        self._process.kill()
+
     def ended(self, timeout_s: float = 120.0) -> int:
         """Wait for its end; its exit status."""
         status = self._process.wait(timeout_s)

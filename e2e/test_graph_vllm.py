@@ -449,3 +449,9 @@ class TestStockServers:
 
     async def test_a_killed_worker_goes_unseen_and_comes_back(self, graph: Graph) -> None:
         await check_that_a_killed_worker_goes_unseen(graph)
+
+    async def test_killing_the_runner_leaves_nothing(self, graph: Graph) -> None:
+        # Each engine has a process of its own beside the one that the runner started.
+        assert sum("EngineCore" in line for line in graph.up.processes().values()) == 2
+        graph.up.kill()
+        await until(lambda: graph.up.leftovers() == [], EVENTS_S)
