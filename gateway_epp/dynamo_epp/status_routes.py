@@ -14,6 +14,7 @@ from aiohttp import web
 from dynamo_runtime.lifecycle import Lifecycle
 
 from dynamo_epp.endpoints.pool import Pool
+from dynamo_epp.endpoints.worker import Worker
 from dynamo_epp.explain import Journal
 from dynamo_epp.picker import KvPicker
 from dynamo_epp.requests import error_body
@@ -42,8 +43,7 @@ def add_status_routes(
 ) -> None:
     """Add the routes to a status server that has not started. ``started_at``: Unix seconds."""
 
-    def describe(model: str) -> dict[str, Any]:
-        workers = pool.models(ready=True)[model]
+    def describe(model: str, workers: list[Worker]) -> dict[str, Any]:
         entry: dict[str, Any] = {
             "id": model,
             "object": "model",
@@ -58,20 +58,21 @@ def add_status_routes(
         return entry
 
     async def models(_: web.Request) -> web.Response:
-        served = sorted(pool.models(ready=True))
-        return _json({"object": "list", "data": [describe(model) for model in served]})
+        served = sorted(pool.models(ready=True).items())
+        return _json({"object": "list", "data": [describe(*each) for each in served]})
 
     async def model(request: web.Request) -> web.Response:
         name = request.match_info["model"]
-        if name not in pool.models(ready=True):
+        workers = pool.models(ready=True).get(name)
+        if workers is None:
             text = error_body(
                 404, f"The model {name!r} does not exist.", param="model", code="model_not_found"
             )
             return web.Response(body=text, status=404, content_type="application/json")
-        return _json(describe(name))
+        return _json(describe(name, workers))
 
     async def health(_: web.Request) -> web.Response:
-        workers = [w for w in pool.workers.values() if w.endpoint.ready]
+        ready = [w for w in pool.workers.values() if w.endpoint.ready]
         state = "healthy" if lifecycle.ready else "not_ready"
         return _json(
             {
@@ -80,7 +81,7 @@ def add_status_routes(
                 "endpoints": sorted(pool.models(ready=True)),
                 "instances": [
                     {"name": w.name, "address": w.endpoint.hostport, "state": w.state()}
-                    for w in workers
+                    for w in ready
                 ],
             },
             200 if lifecycle.ready else 503,
@@ -101,7 +102,7 @@ def add_status_routes(
         return _json(picker.state())
 
     app.router.add_get("/v1/models", models)
-    app.router.add_get("/v1/models/{model:.+}", model)
+    app.router.add_get("/v1/models/{model:.*}", model)
     app.router.add_get("/health", health)
     app.router.add_get("/debug/decisions", decisions)
     app.router.add_get("/debug/workers", workers)

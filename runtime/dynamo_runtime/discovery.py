@@ -45,15 +45,16 @@ def read_endpoints(path: Path) -> tuple[Endpoint, ...]:
         parsed = msgspec.json.decode(path.read_bytes(), type=_EndpointsFile)
     except msgspec.DecodeError as error:
         raise InvalidEndpoints(f"{path}: {error}") from error
-    names = [endpoint.name for endpoint in parsed.endpoints]
+    names: set[str] = set()
     for endpoint in parsed.endpoints:
         if endpoint.role not in ROLES:
             raise InvalidEndpoints(
                 f"{path}: endpoint {endpoint.name!r}: role {endpoint.role!r} is unknown; "
                 f"use one of {', '.join(ROLES)}"
             )
-        if names.count(endpoint.name) > 1:
+        if endpoint.name in names:
             raise InvalidEndpoints(f"{path}: two endpoints are named {endpoint.name!r}")
+        names.add(endpoint.name)
     return tuple(parsed.endpoints)
 
 
@@ -76,7 +77,8 @@ class FileEndpointSource:
     """Endpoints from a JSON file ``{"endpoints": [{…fields of Endpoint…}]}``.
 
     The file is looked at every ``interval_s`` seconds. One that is missing counts as empty; one
-    that can't be understood is reported in the log, and the last good snapshot stays in force.
+    that can't be read or understood is reported in the log, and the last good snapshot stays in
+    force.
     """
 
     def __init__(self, path: Path | str, interval_s: float = 0.2) -> None:
@@ -86,7 +88,9 @@ class FileEndpointSource:
     async def snapshots(self) -> AsyncIterator[tuple[Endpoint, ...]]:
         seen: tuple[int, int, int] | None = None
         last: tuple[Endpoint, ...] | None = None
+        problem = ""
         while True:
+            before, problem = problem, ""
             try:
                 stat = self._path.stat()
                 version = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
@@ -99,6 +103,11 @@ class FileEndpointSource:
             except InvalidEndpoints as error:
                 log.error("%s; keeping the last good endpoints", error)
                 current = last if last is not None else ()
+            except OSError as error:
+                seen, current = None, last if last is not None else ()
+                problem = f"{self._path}: {error.strerror}"
+                if problem != before:
+                    log.error("%s; keeping the last good endpoints", problem)
             if current is not None and current != last:
                 last = current
                 yield current

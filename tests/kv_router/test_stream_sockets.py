@@ -284,7 +284,7 @@ async def test_silence_is_noticed_and_recovered_from(context, monkeypatch):
     ):
         publisher.store([1])
         await view.until(lambda: view.keys == {1})
-        await view.until(lambda: view.lost == ["stale"])
+        await view.until(lambda: view.lost == ["nothing heard for 0.3 s"])
         # The fresh question is answered at once, since the worker is there after all.
         await view.until(lambda: view.keys == {1})
 

@@ -82,3 +82,18 @@ async def test_snapshots_follow_the_file(tmp_path: Path, monkeypatch: pytest.Mon
     write_endpoints(path, [ONE, TWO])
     assert await reader == (ONE, TWO)
     await snapshots.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_file_that_can_not_be_read_does_not_end_the_watch(tmp_path: Path) -> None:
+    path = tmp_path / "endpoints.json"
+    path.mkdir()
+    snapshots = FileEndpointSource(path, interval_s=0.005).snapshots()
+
+    async def following() -> tuple[Endpoint, ...]:
+        return await asyncio.wait_for(anext(snapshots), 5)
+
+    assert await following() == ()
+    path.rmdir()
+    write_endpoints(path, [ONE])
+    assert await following() == (ONE,)
+    await snapshots.aclose()  # type: ignore[attr-defined]

@@ -20,6 +20,9 @@ from dynamo_epp.endpoints.worker import Worker
 
 log = logging.getLogger(__name__)
 
+SOURCE_RETRY_S = 1.0
+"""Pause before a source of endpoints that failed is asked anew."""
+
 
 class Follower(Protocol):
     """Keeps one worker's state current until stopped."""
@@ -64,12 +67,21 @@ class Pool:
         await self.apply(())
 
     async def _run(self) -> None:
-        async for snapshot in self._source.snapshots():
+        # A pool that follows nothing any more would send requests to pods that are long gone.
+        while True:
             try:
-                self._on_endpoints(snapshot)
-                await self.apply(snapshot)
+                async for snapshot in self._source.snapshots():
+                    await self._take(snapshot)
             except Exception:
-                log.exception("endpoint snapshot not applied")
+                log.exception("the source of endpoints failed; beginning anew")
+            await asyncio.sleep(SOURCE_RETRY_S)
+
+    async def _take(self, snapshot: tuple[Endpoint, ...]) -> None:
+        try:
+            self._on_endpoints(snapshot)
+            await self.apply(snapshot)
+        except Exception:
+            log.exception("endpoint snapshot not applied")
 
     async def apply(self, snapshot: Iterable[Endpoint]) -> None:
         """Bring the workers in step with ``snapshot``."""

@@ -97,6 +97,11 @@ class StockFollower:
                 unanswered += 1
                 if unanswered == LOST_AFTER and self._description is not None:
                     await self._forget(f"the engine can't be asked: {error or 'timeout'}")
+            except Exception as error:  # the worker must not stay as it was for ever
+                problem = f"what the engine answers is not understood: {error!r}"
+                if self._worker.problem != problem:
+                    log.exception("%s: %s", self._worker.name, problem)
+                await self._forget(problem)
             known = self._description is not None
             await asyncio.sleep(SCRAPE_S if known else UNANSWERED_S)
 
@@ -139,6 +144,10 @@ class StockFollower:
             self._description = description
             await self._listen(description)
         elif self._listening is not None and self._listening.done():
+            ended = self._listening.exception()
+            log.error("%s: its events are not followed any more", self._worker.name, exc_info=ended)
+            await self._forget("its events could not be followed")
+            self._description = description
             await self._listen(description)
         if self._listening is not None and not self._heard:
             # No replay and no event yet: only an engine that has done nothing caches nothing.

@@ -23,7 +23,8 @@ from dynamo_kv_router.stream.session import HEARTBEAT_S, Frames, PublisherSessio
 logger = logging.getLogger(__name__)
 
 COALESCE_S = 0.005
-"""Batches go out at most this often; the first event after a pause goes out at once."""
+"""An event waits this long for others: a short request's acceptance, first token and end are often
+one message then, which every picker pays for. A pick stays unconfirmed that much longer."""
 
 LINGER_MS = 500
 QUEUE_MESSAGES = 1_000
@@ -65,7 +66,6 @@ class WorkerPublisher:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._flush_handle: asyncio.Handle | None = None
         self._beat_handle: asyncio.Handle | None = None
-        self._flushed_at = float("-inf")
         self._pickers = 0
         self.picker_seen = asyncio.Event()
         """Set for good when the first picker has subscribed."""
@@ -201,18 +201,14 @@ class WorkerPublisher:
         if self._session.due:
             self._flush()
         elif self._flush_handle is None and self._session.pending:
-            wait = self._flushed_at + COALESCE_S - self._loop.time()
-            if wait > 0:
-                self._flush_handle = self._loop.call_later(wait, self._flush)
-            else:
-                self._flush_handle = self._loop.call_soon(self._flush)
+            self._flush_handle = self._loop.call_later(COALESCE_S, self._flush)
 
     def _flush(self, *, heartbeat: bool = False) -> None:
         assert self._loop is not None
         if self._flush_handle is not None:
             self._flush_handle.cancel()
             self._flush_handle = None
-        now = self._flushed_at = self._loop.time()
+        now = self._loop.time()
         frames = self._session.flush(now, self._clock(), heartbeat=heartbeat)
         if frames is not None:
             self._send(frames)

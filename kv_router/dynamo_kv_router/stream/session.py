@@ -190,7 +190,7 @@ class SubscriberSession:
     def tick(self, now: float) -> list[Action]:
         """To be called a few times a second. `now`: monotonic seconds."""
         if self._known and now - self._heard_at >= self._stale_s:
-            return [*self._lose("stale"), *self._resync(now)]
+            return [*self._lose(f"nothing heard for {self._stale_s:g} s"), *self._resync(now)]
         if not self._live:
             heard = self._heard_at > self._resync_at
             overdue = heard and now - self._resync_at >= SNAPSHOT_TIMEOUT_S

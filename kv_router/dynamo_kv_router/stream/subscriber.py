@@ -82,6 +82,7 @@ class WorkerSubscriber:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tick_handle: asyncio.Handle | None = None
         self._more_handle: asyncio.Handle | None = None
+        self._told = ""  # the reason of the last loss in the log
 
     @property
     def session(self) -> SubscriberSession:
@@ -157,6 +158,7 @@ class WorkerSubscriber:
                 case Apply(events):
                     self._listener.on_events(self._worker, events)
                 case Replace(snapshot):
+                    self._told = ""
                     logger.info(
                         "worker %s: snapshot of %d blocks, %d requests",
                         self._worker,
@@ -165,7 +167,9 @@ class WorkerSubscriber:
                     )
                     self._listener.on_snapshot(self._worker, snapshot)
                 case Lost(reason):
-                    logger.warning("worker %s: stream lost: %s", self._worker, reason)
+                    if reason != self._told:  # what can't be understood comes again and again
+                        logger.warning("worker %s: stream lost: %s", self._worker, reason)
+                    self._told = reason
                     self._listener.on_lost(self._worker, reason)
                 case Subscribe(topic):
                     self._socket.setsockopt(zmq.SUBSCRIBE, topic)

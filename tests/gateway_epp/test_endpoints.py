@@ -1,0 +1,138 @@
+"""The pool and its followers go on, whatever the source of endpoints or an engine does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from aiohttp import web
+from dynamo_epp.endpoints import pool as pool_module
+from dynamo_epp.endpoints.pool import Pool
+from dynamo_epp.endpoints.stock import StockFollower
+from dynamo_epp.endpoints.worker import Worker
+from dynamo_runtime.discovery import Endpoint
+
+ONE = Endpoint("w-0", "127.0.0.2", 8000, ready=True)
+TWO = Endpoint("w-1", "127.0.0.3", 8000, ready=True)
+
+
+class Nobody:
+    """Follows nothing."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+class Breaking:
+    """A source that fails after its first snapshot, and gives another one when asked anew."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def snapshots(self) -> AsyncIterator[tuple[Endpoint, ...]]:
+        self.asked += 1
+        yield (ONE,) if self.asked == 1 else (ONE, TWO)
+        if self.asked == 1:
+            raise RuntimeError("connection reset by the API server")
+        await asyncio.get_running_loop().create_future()
+
+
+async def until(pool: Pool, condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            pool.changed.clear()
+            await pool.changed.wait()
+
+
+async def test_a_source_that_fails_is_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "SOURCE_RETRY_S", 0.01)
+    pool = Pool(Breaking(), lambda *_: Nobody())
+    await pool.start()
+    try:
+        await until(pool, lambda: set(pool.workers) == {"w-0", "w-1"})
+    finally:
+        await pool.stop()
+
+
+async def test_a_snapshot_that_can_not_be_published_does_not_end_the_pool() -> None:
+    seen: list[int] = []
+
+    def publish(snapshot: tuple[Endpoint, ...]) -> None:
+        seen.append(len(snapshot))
+        if len(seen) == 1:
+            raise OSError("no space left on device")
+
+    class Twice:
+        async def snapshots(self) -> AsyncIterator[tuple[Endpoint, ...]]:
+            yield (ONE,)
+            yield (ONE, TWO)
+            await asyncio.get_running_loop().create_future()
+
+    pool = Pool(Twice(), lambda *_: Nobody(), publish)
+    await pool.start()
+    try:
+        await until(pool, lambda: len(pool.workers) == 2)
+        assert seen == [1, 2]
+    finally:
+        await pool.stop()
+
+
+class Engine:
+    """What a stock engine answers; its fields may be set to nonsense."""
+
+    def __init__(self) -> None:
+        self.usage = "0.5"
+        self.app = web.Application()
+        self.app.router.add_get("/metrics", self.metrics)
+        self.app.router.add_get("/v1/models", self.models)
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        return web.Response(
+            text='vllm:cache_config_info{block_size="16",num_gpu_blocks="100"} 1.0\n'
+            "vllm:num_requests_running 1.0\n"
+            "vllm:num_requests_waiting 3.0\n"
+            f"vllm:kv_cache_usage_perc {self.usage}\n"
+        )
+
+    async def models(self, _: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "m", "max_model_len": 64}]})
+
+
+@asynccontextmanager
+async def followed(engine: Engine) -> AsyncIterator[tuple[Pool, Worker]]:
+    runner = web.AppRunner(engine.app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    async with aiohttp.ClientSession() as session:
+        pool = Pool(Breaking(), lambda pool, worker: StockFollower(pool, worker, session))
+        try:
+            await pool.apply((Endpoint("w-0", "127.0.0.1", port, ready=True),))
+            yield pool, pool.workers["w-0"]
+        finally:
+            await pool.stop()
+            await runner.cleanup()
+
+
+async def test_a_stock_engine_without_events_is_known_by_what_it_answers() -> None:
+    async with followed(Engine()) as (pool, worker):
+        await until(pool, lambda: worker.live)
+        assert (worker.model, worker.block_size, worker.max_model_len) == ("m", 16, 64)
+        assert (worker.load.waiting, worker.load.kv_blocks_used) == (3, 50)
+        assert not worker.exact
+        assert worker.problem == "the engine does not tell its event sockets (404)"
+
+
+async def test_an_engine_that_answers_nonsense_is_asked_again() -> None:
+    engine = Engine()
+    engine.usage = "NaN"
+    async with followed(engine) as (pool, worker):
+        await until(pool, lambda: "not understood" in worker.problem)
+        engine.usage = "0.25"
+        await until(pool, lambda: worker.live)
+        assert worker.load.kv_blocks_used == 25
