@@ -162,6 +162,9 @@ class KvPicker:
                     tokens = encoded.tokens
             except NotExact as error:
                 reason = str(error)
+            except Exception:  # routing by load is better than no answer
+                log.exception("tokenizing failed")
+                reason = "tokenizing failed; the picker's log says how"
         tokenized_at = self._clock()
 
         decision = self._decide(parsed, workers, tokens, tokenized_at)

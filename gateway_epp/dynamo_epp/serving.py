@@ -181,5 +181,5 @@ class ServingKvPicker:
                 metrics.workers.labels(state).set(count)
             blocks = sum(self._pool.index.blocks(w.slot) for w in self._pool.workers.values())
             metrics.cached_blocks.set(blocks)
-            self._tokenization.retain(self._pool.workers.values())
+            self._tokenization.keep_up(self._pool.workers.values())
             await asyncio.sleep(GAUGES_EVERY_S)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+import random
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import aiohttp
@@ -38,7 +39,22 @@ log = logging.getLogger(__name__)
 LOAD_WAIT_S = 5.0
 """How long a request waits for its model's tokenizer to be fetched and built."""
 RETRY_S = 5.0
-"""Pause before a tokenizer that could not be loaded is tried again."""
+"""Pause before a tokenizer that could not be loaded is tried again; it doubles…"""
+LONGEST_RETRY_S = 300.0
+"""…up to this."""
+
+
+def _settings(info: WorkerInfo) -> dict[str, str]:
+    return {"max_model_len": str(info.max_model_len), **info.tokenizer_settings}
+
+
+@dataclass(slots=True)
+class _Failure:
+    """A tokenizer that can't be loaded."""
+
+    message: str = ""
+    pause_s: float = 0.0
+    retry_at: float = 0.0  # the loop's seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +83,8 @@ class Tokenization:
         self._trust: dict[str, Exactness] = {}  # model -> comparison
         # fingerprint -> the load under way or the last that failed
         self._loads: dict[str, asyncio.Task[LocalTokenizer]] = {}
+        self._failures: dict[str, _Failure] = {}  # by fingerprint
+        self._infos: dict[Worker, WorkerInfo] = {}  # of workers that serve their model's files
         self._turn = 0
 
     def stop(self) -> None:
@@ -80,31 +98,37 @@ class Tokenization:
         """Fetch the worker's tokenizer unless it is known."""
         if not info.tokenizer or worker.endpoint.status_port is None:
             worker.tokenizer = ""
+            self._infos.pop(worker, None)
             return
-        settings = {"max_model_len": str(info.max_model_len), **info.tokenizer_settings}
-        worker.tokenizer = fingerprint(info.tokenizer, settings)
+        worker.tokenizer = fingerprint(info.tokenizer, _settings(info))
+        self._infos[worker] = info
+        self._fetch(worker, info)
+
+    def _fetch(self, worker: Worker, info: WorkerInfo) -> None:
         running = self._loads.get(worker.tokenizer)
         if self._source.get(worker.tokenizer) is None and (running is None or running.done()):
-            base = f"http://{worker.endpoint.address}:{worker.endpoint.status_port}"
-            task = asyncio.create_task(self._load(worker, base, info, settings))
+            task = asyncio.create_task(self._load(worker, info))
             # Its failure is told by `_load`; perhaps no request ever waits for it.
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
             self._loads[worker.tokenizer] = task
 
-    async def _load(
-        self, worker: Worker, base: str, info: WorkerInfo, settings: dict[str, str]
-    ) -> LocalTokenizer:
+    async def _load(self, worker: Worker, info: WorkerInfo) -> LocalTokenizer:
         name = worker.tokenizer
+        base = f"http://{worker.endpoint.address}:{worker.endpoint.status_port}"
         try:
-            return await self._source.load(base, info.tokenizer, settings)
-        except NotExact as error:
-            log.warning("no tokenizer for %s from %s: %s", info.model, worker.name, error)
-            asyncio.get_running_loop().call_later(RETRY_S, self._retry, worker, info, name)
-            raise
-
-    def _retry(self, worker: Worker, info: WorkerInfo, name: str) -> None:
-        if worker.tokenizer == name and self._source.get(name) is None and worker.live:
-            self.on_described(worker, info)
+            loaded = await self._source.load(base, info.tokenizer, _settings(info))
+        except Exception as error:
+            failure = self._failures.setdefault(name, _Failure())
+            if failure.message != str(error):
+                log.warning("no tokenizer for %s from %s: %s", info.model, worker.name, error)
+            failure.message = str(error)
+            failure.pause_s = min(2 * failure.pause_s or RETRY_S, LONGEST_RETRY_S)
+            failure.retry_at = asyncio.get_running_loop().time() + failure.pause_s
+            if isinstance(error, NotExact):
+                raise
+            raise NotExact(f"the model's tokenizer did not load: {error!r}") from error
+        self._failures.pop(name, None)
+        return loaded
 
     def check(self, worker: Worker, model: str, predicted: int, reported: int) -> None:
         """Compare a prompt's token count with the engine's (−1: not reported)."""
@@ -140,12 +164,23 @@ class Tokenization:
         if self._loads:
             await asyncio.wait(self._loads.values(), timeout=timeout_s)
 
-    def retain(self, workers: Iterable[Worker]) -> None:
-        """Drop tokenizers that none of ``workers`` needs any more."""
+    def keep_up(self, workers: Collection[Worker]) -> None:
+        """To be called now and then: drop tokenizers that none of ``workers`` needs any more, and
+        try again what could not be loaded, from any worker that has it."""
         needed = {worker.tokenizer for worker in workers}
         self._source.retain(needed)
         for name in [n for n, task in self._loads.items() if task.done() and n not in needed]:
             del self._loads[name]
+            self._failures.pop(name, None)
+        for worker in self._infos.keys() - set(workers):
+            del self._infos[worker]
+        now = asyncio.get_running_loop().time()
+        sources = list(self._infos.items())
+        random.shuffle(sources)  # the one that failed must not always be the first
+        for worker, info in sources:
+            failure = self._failures.get(worker.tokenizer)
+            if worker.live and failure is not None and now >= failure.retry_at:
+                self._fetch(worker, info)
 
     # --- what requests need
 
