@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 import typer
@@ -41,15 +43,54 @@ def chat(
 
       echo "Summarise this" | dynamo chat
     """
-    if url is None:
-        url = _running_url()
+    endpoint = Endpoint((url or _running_url()).rstrip("/"), model or "", max_tokens)
+    messages = [{"role": "system", "content": system}] if system else []
     try:
-        asyncio.run(_chat(url.rstrip("/"), model, system, message, max_tokens))
+        if message is None and not sys.stdin.isatty():
+            message = sys.stdin.read().strip()
+            if not message:
+                raise ChatFailed("standard input is empty; give a message")
+        if message is None:
+            _converse(endpoint, messages)
+        else:
+            messages.append({"role": "user", "content": message})
+            asyncio.run(endpoint.say(messages, []))
     except ChatFailed as error:
-        sys.stderr.write(f"dynamo chat: {error}\n")
+        _complain(error)
         raise typer.Exit(1) from None
-    except (KeyboardInterrupt, EOFError):
+    except KeyboardInterrupt:
         typer.echo()
+        raise typer.Exit(128 + signal.SIGINT) from None
+
+
+def _complain(error: ChatFailed) -> None:
+    sys.stderr.write(f"dynamo chat: {error}\n")
+
+
+def _converse(endpoint: Endpoint, messages: list[dict[str, str]]) -> None:
+    """Read and answer until the user ends it. Input is read outside the event loop: a thread that
+    waits for a line would outlast Ctrl-C."""
+    asyncio.run(endpoint.choose_model())
+    typer.echo(f"{endpoint.model} at {endpoint.url}; an empty line or Ctrl-D ends the conversation")
+    while text := _line():
+        parts: list[str] = []
+        question = {"role": "user", "content": text}
+        try:
+            asyncio.run(endpoint.say([*messages, question], parts))
+        except ChatFailed as error:
+            _complain(error)
+            continue
+        except KeyboardInterrupt:
+            typer.echo()  # enough of this answer
+        messages += [question, {"role": "assistant", "content": "".join(parts)}]
+
+
+def _line() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        typer.echo()
+        return ""
 
 
 def _running_url() -> str:
@@ -63,61 +104,72 @@ def _running_url() -> str:
     raise typer.Exit(1)
 
 
-async def _chat(
-    url: str, model: str | None, system: str | None, message: str | None, max_tokens: int
-) -> None:
-    import aiohttp
+class Endpoint:
+    """An OpenAI-compatible endpoint and the model to ask there ("": its first one)."""
 
-    # No limit on the whole answer: it may stream for long. Silence is what counts.
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=600)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
+    def __init__(self, url: str, model: str, max_tokens: int) -> None:
+        self.url = url
+        self.model = model
+        self._max_tokens = max_tokens
+
+    async def choose_model(self) -> None:
+        """Take the first model that the endpoint names, unless one was named."""
+        if not self.model:
+            async with self._session() as session:
+                await self._first_model(session)
+
+    async def say(self, messages: list[dict[str, str]], parts: list[str]) -> None:
+        """Print the answer to ``messages`` as it comes, and add its pieces to ``parts``."""
+        async with self._session() as session:
+            if not self.model:
+                await self._first_model(session)
+            body = {
+                "model": self.model,
+                "messages": messages,
+                "max_tokens": self._max_tokens,
+                "stream": True,
+            }
+            async with session.post(f"{self.url}/v1/chat/completions", json=body) as answer:
+                if answer.status != 200:
+                    text = await _error_text(answer)
+                    raise ChatFailed(f"{self.url} answered {answer.status}: {text}")
+                async for part in _deltas(answer.content):
+                    parts.append(part)
+                    sys.stdout.write(part)
+                    sys.stdout.flush()
+            typer.echo()
+
+    async def _first_model(self, session: Any) -> None:
+        async with session.get(f"{self.url}/v1/models") as answer:
+            if answer.status != 200:
+                raise ChatFailed(f"{self.url}/v1/models answered {answer.status}")
+            models = await _models(answer)
+        if not models:
+            raise ChatFailed(f"{self.url} serves no model yet")
+        self.model = models[0]
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[Any]:
+        import aiohttp
+
+        # No limit on the whole answer: it may stream for long. Silence is what counts.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=600)
         try:
-            if model is None:
-                model = await _first_model(session, url)
-            messages: list[dict[str, str]] = []
-            if system:
-                messages.append({"role": "system", "content": system})
-            if message is None and not sys.stdin.isatty():
-                message = (await asyncio.to_thread(sys.stdin.read)).strip()
-                if not message:
-                    raise ChatFailed("standard input is empty; give a message")
-            if message is not None:
-                messages.append({"role": "user", "content": message})
-                await _say(session, url, model, messages, max_tokens)
-                return
-            typer.echo(f"{model} at {url}; an empty line or Ctrl-D ends the conversation")
-            while text := (await asyncio.to_thread(input, "> ")).strip():
-                messages.append({"role": "user", "content": text})
-                answer = await _say(session, url, model, messages, max_tokens)
-                messages.append({"role": "assistant", "content": answer})
+            async with aiohttp.ClientSession(timeout=timeout) as session:
+                yield session
+        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
+            raise ChatFailed(f"{self.url!r} is no URL such as http://HOST:8000") from None
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise ChatFailed(f"{url}: {error or type(error).__name__}") from error
+            raise ChatFailed(f"{self.url}: {error or type(error).__name__}") from error
 
 
-async def _first_model(session: Any, url: str) -> str:
-    async with session.get(f"{url}/v1/models") as answer:
-        if answer.status != 200:
-            raise ChatFailed(f"{url}/v1/models answered {answer.status}")
-        models = (await answer.json())["data"]
-    if not models:
-        raise ChatFailed(f"{url} serves no model yet")
-    return str(models[0]["id"])
+async def _models(answer: Any) -> list[str]:
+    import msgspec
 
-
-async def _say(
-    session: Any, url: str, model: str, messages: list[dict[str, str]], max_tokens: int
-) -> str:
-    body = {"model": model, "messages": messages, "max_tokens": max_tokens, "stream": True}
-    parts = []
-    async with session.post(f"{url}/v1/chat/completions", json=body) as answer:
-        if answer.status != 200:
-            raise ChatFailed(f"{url} answered {answer.status}: {await _error_text(answer)}")
-        async for part in _deltas(answer.content):
-            parts.append(part)
-            sys.stdout.write(part)
-            sys.stdout.flush()
-    typer.echo()
-    return "".join(parts)
+    try:
+        return [str(model["id"]) for model in msgspec.json.decode(await answer.read())["data"]]
+    except (msgspec.DecodeError, LookupError, TypeError):
+        raise ChatFailed(f"{answer.url} answered no list of models: is it the endpoint?") from None
 
 
 async def _error_text(answer: Any) -> str:
@@ -142,7 +194,10 @@ async def _deltas(lines: AsyncIterator[bytes]) -> AsyncIterator[str]:
         if data == b"[DONE]":
             finished = True
             continue
-        chunk = msgspec.json.decode(data)
+        try:
+            chunk = msgspec.json.decode(data, type=dict[str, Any])
+        except msgspec.DecodeError:
+            raise ChatFailed(f"the answer can't be understood: {data[:200]!r}") from None
         if "error" in chunk:
             raise ChatFailed(f"the answer broke off: {chunk['error'].get('message', chunk)}")
         for choice in chunk.get("choices", ()):

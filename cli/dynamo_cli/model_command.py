@@ -31,6 +31,10 @@ def tiny(
             "give an empty or new folder, or --force",
             param_hint="--out",
         )
-    write_model(out, seed=seed)
+    try:
+        write_model(out, seed=seed)
+    except OSError as error:
+        typer.echo(f"dynamo model tiny: {error.filename or out}: {error.strerror}", err=True)
+        raise typer.Exit(1) from None
     size = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
     typer.echo(f"{out}: tiny random Llama, seed {seed}, {size / 1e6:.1f} MB")
