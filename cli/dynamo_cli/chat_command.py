@@ -99,7 +99,8 @@ def _running_url() -> str:
     ups = running_ups()
     if len(ups) == 1 and ups[0].url:
         return ups[0].url
-    found = "nothing that `dynamo up` runs was found" if not ups else f"{len(ups)} graphs run"
+    runs = ", ".join(f"{up.graph} ({up.url or 'no frontend'})" for up in ups)
+    found = f"running: {runs}" if ups else "nothing that `dynamo up` runs was found"
     sys.stderr.write(f"dynamo chat: {found}; name the endpoint with --url http://HOST:8000\n")
     raise typer.Exit(1)
 

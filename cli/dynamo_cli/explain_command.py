@@ -68,10 +68,12 @@ def _status_url() -> str:
     url = os.environ.get("DYNAMO_URL")
     ups = [up for up in running_ups() if url is None or up.url == url]
     frontends = [pod for up in ups for pod in up.pods if pod.role == "frontend"]
-    if len(frontends) != 1:
-        found = "no running `dynamo up`" if not ups else f"{len(frontends)} running frontends"
+    urls = [f"http://{pod.address}:{pod.status_port or 9090}" for pod in frontends]
+    if len(urls) != 1:
+        runs = ", ".join(f"{p.name} ({url})" for p, url in zip(frontends, urls, strict=True))
+        found = f"running: {runs}" if urls else "no frontend of a running `dynamo up` was found"
         _fail(f"{found}; name the picker's status server with --url http://HOST:9090")
-    return f"http://{frontends[0].address}:{frontends[0].status_port or 9090}"
+    return urls[0]
 
 
 async def _fetch(url: str, request_id: str | None, last: int) -> list[dict[str, Any]]:
