@@ -361,7 +361,7 @@ async def test_a_failing_picker_is_500_in_openai_words(frontends: Frontends) -> 
 
     frontend.picker.choose = choose
     answer = await frontend.post(CHAT, b"{}")
-    assert (answer.status, error(answer)["type"]) == (500, "internal_error")
+    assert (answer.status, error(answer)["type"]) == (500, "server_error")
 
 
 async def test_a_post_without_a_body_is_the_pickers_business(

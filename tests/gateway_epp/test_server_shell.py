@@ -173,7 +173,7 @@ async def test_a_failing_picker_is_an_error_body_not_a_grpc_error(
     answer = await peer.hear()
     assert answer is not None
     assert answer.immediate_response.status.code == 500
-    assert json.loads(answer.immediate_response.body)["error"]["type"] == "internal_error"
+    assert json.loads(answer.immediate_response.body)["error"]["type"] == "server_error"
     assert await peer.hear() is None
     assert await peer.call.code() == grpc.StatusCode.OK
     assert "no idea" in caplog.text

@@ -38,9 +38,9 @@ from dynamo_epp.extproc.messages import (
     Refusal,
     RequestHead,
     Route,
-    error_body,
     steers_routing,
 )
+from dynamo_epp.requests.errors import error_body
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ class Exchange:
         if self._state is not _State.PICKING:
             return []
         if isinstance(outcome, Route) and not outcome.endpoints:
-            outcome = Refusal(503, error_body("no endpoint is available", "service_unavailable"))
+            outcome = Refusal(503, error_body(503, "no endpoint is available"))
         if isinstance(outcome, Refusal):
             self._close()
             return [wire.immediate(outcome)]
@@ -231,9 +231,9 @@ class Exchange:
                     Refusal(
                         500,
                         error_body(
+                            500,
                             f"the gateway sends request bodies as {self._unusable}, which an "
                             "endpoint picker can't use; FULL_DUPLEX_STREAMED or BUFFERED is needed",
-                            "internal_error",
                         ),
                     )
                 )
@@ -252,9 +252,7 @@ class Exchange:
             self._close()
             message = f"the request's body is larger than {self._body_limit} bytes"
             return [
-                wire.immediate(
-                    Refusal(413, error_body(message, "invalid_request_error", "request_too_large"))
-                )
+                wire.immediate(Refusal(413, error_body(413, message, code="request_too_large")))
             ]
         if not self._duplex_request:
             # BUFFERED is the whole body in one message; without end_of_stream if trailers follow.
@@ -333,7 +331,7 @@ class Exchange:
         log.error("the proxy sent %s while waiting for %s", what, self._state.value)
         self._close()
         message = f"the gateway broke the external processing protocol: {what}"
-        return [wire.immediate(Refusal(500, error_body(message, "internal_error")))]
+        return [wire.immediate(Refusal(500, error_body(500, message)))]
 
     def _close(self) -> None:
         self._state = _State.CLOSED

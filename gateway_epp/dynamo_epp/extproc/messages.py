@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import msgspec
-
 DESTINATION_HEADER = "x-gateway-destination-endpoint"
 ROUTING_HEADER = "x-dynamo-routing"
 REQUEST_ID_HEADER = "x-request-id"
@@ -91,10 +89,3 @@ class Picker(Protocol):
     def released(self, route: Route) -> None:
         """The request has ended: answered, failed or abandoned."""
         ...
-
-
-def error_body(message: str, kind: str, code: str | None = None) -> bytes:
-    """An error as OpenAI's API words it: ``{"error": {message, type, param, code}}``."""
-    return msgspec.json.encode(
-        {"error": {"message": message, "type": kind, "param": None, "code": code}}
-    )

@@ -23,9 +23,9 @@ from dynamo_epp.extproc.messages import (
     ROUTING_HEADER,
     ROUTING_HEADER_PREFIXES,
     ROUTING_HEADERS,
-    error_body,
 )
 from dynamo_epp.frontend.settings import FrontendSettings
+from dynamo_epp.requests.errors import error_body
 
 Config = dict[str, Any]
 
@@ -233,24 +233,23 @@ def _local_replies(settings: FrontendSettings) -> Config:
     idle = f"nothing moved on this stream for {settings.stream_idle_timeout:g} s"
     return {
         "mappers": [
-            _reply("413", size, "invalid_request_error", "request_too_large"),
-            _reply("503", "no engine could be reached", "service_unavailable", "no_engine_reached"),
-            _reply("504", idle, "timeout", "stream_idle_timeout"),
-            _reply("408", idle, "timeout", "stream_idle_timeout"),
+            _reply("413", size, "request_too_large"),
+            _reply("503", "no engine could be reached", "no_engine_reached"),
+            _reply("504", idle, "stream_idle_timeout"),
+            _reply("408", idle, "stream_idle_timeout"),
             # Only a picker that can't be reached makes Envoy say 500.
             _reply(
                 "500",
                 "the endpoint picker could not be reached",
-                "service_unavailable",
                 "picker_unavailable",
                 replace=503,
             ),
-            _reply("", "%RESPONSE_CODE_DETAILS%", "invalid_request_error", "bad_request"),
+            _reply("", "%RESPONSE_CODE_DETAILS%", "bad_request"),
         ]
     }
 
 
-def _reply(status: str, message: str, kind: str, code: str, replace: int = 0) -> Config:
+def _reply(status: str, message: str, code: str, replace: int = 0) -> Config:
     expression = f"!(response.code_details in ['direct_response', '{PICKER_DETAILS}'])"
     if status:
         expression += f" && response.code == {status}"
@@ -264,7 +263,11 @@ def _reply(status: str, message: str, kind: str, code: str, replace: int = 0) ->
                 },
             }
         },
-        "body_format_override": {"json_format": json.loads(error_body(message, kind, code))},
+        "body_format_override": {
+            "json_format": json.loads(
+                error_body(replace or int(status or "400"), message, code=code)
+            )
+        },
     }
     if replace:
         mapper["status_code"] = replace
@@ -331,7 +334,7 @@ def _error(match: Config, status: int, message: str, allow: str = "") -> Config:
         "match": match,
         "direct_response": {
             "status": status,
-            "body": {"inline_string": error_body(message, "invalid_request_error", code).decode()},
+            "body": {"inline_string": error_body(status, message, code=code).decode()},
         },
         "response_headers_to_add": [
             {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}

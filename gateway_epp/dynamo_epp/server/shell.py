@@ -14,7 +14,8 @@ from collections.abc import AsyncIterator, Callable
 import grpc
 
 from dynamo_epp.extproc import Exchange, Picker, PickRequest, Refusal, Route
-from dynamo_epp.extproc.messages import REQUEST_ID_HEADER, error_body
+from dynamo_epp.extproc.messages import REQUEST_ID_HEADER
+from dynamo_epp.requests.errors import error_body
 from dynamo_epp.server import access_log
 from dynamo_epp.server.access_log import AccessEntry
 from dynamo_epp.server.health import Health
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 MESSAGE_OVERHEAD = 1024 * 1024  # bytes of an ext_proc message besides the body: headers, metadata
 
-PICKER_FAILED = Refusal(500, error_body("the endpoint picker failed", "internal_error"))
+PICKER_FAILED = Refusal(500, error_body(500, "the endpoint picker failed"))
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
