@@ -259,8 +259,10 @@ class LocalTokenizer:
             text: str = await self._run(render, self._deadline, too_slow)
         else:
             text = tokenizer.render(prompt)
-        plain = not prompt.encoding.add_special_tokens
-        if (tokenizer.uncached(text) if plain else len(text)) <= INLINE_NEW_CHARACTERS:
+        cost = len(text)
+        if cost > INLINE_NEW_CHARACTERS and not prompt.encoding.add_special_tokens:
+            cost = tokenizer.uncached(text)
+        if cost <= INLINE_NEW_CHARACTERS:
             self.inline += 1
             return tokenizer.encode_rendered(text, prompt.encoding)
         encode = partial(tokenizer.encode_rendered, text, prompt.encoding)
