@@ -118,8 +118,9 @@ class PickerMetrics:
         )
         self.tokenization_exact = Gauge(
             "dynamo_epp_tokenization_exact",
-            "1 while the picker's tokens of this model count as exact, else 0.",
-            model,
+            "1 while the picker's tokens of this model count as exact, else 0; by the kind of "
+            "request: chat, completion, embedding, response.",
+            ("model", "kind"),
             registry=registry,
         )
         self.workers = Gauge(

@@ -28,6 +28,7 @@ from dynamo_epp.extproc import PickRequest, Refusal, Route
 from dynamo_epp.metrics import PickerMetrics
 from dynamo_epp.requests import (
     BadRequest,
+    Kind,
     ParsedRequest,
     error_body,
     parse,
@@ -62,7 +63,9 @@ class PromptTokens(Protocol):
 
     def on_described(self, worker: Worker, info: WorkerInfo) -> None: ...
 
-    def check(self, worker: Worker, model: str, predicted: int, reported: int) -> None: ...
+    def check(
+        self, worker: Worker, model: str, kind: Kind, predicted: int, reported: int
+    ) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -70,6 +73,7 @@ class Booking:
     """A pick between its answer and the end of its stream."""
 
     key: str
+    kind: Kind
     worker: Worker
     entry: Entry
     picked_at: float  # monotonic seconds
@@ -253,7 +257,9 @@ class KvPicker:
             entry.outcome["completion_tokens"] = event.completion_tokens
             self._metrics.model(model).output_tokens.observe(event.completion_tokens)
         if entry.prompt_tokens >= 0 and event.status == 200:
-            self._tokenization.check(worker, model, entry.prompt_tokens, event.prompt_tokens)
+            self._tokenization.check(
+                worker, model, booking.kind, entry.prompt_tokens, event.prompt_tokens
+            )
 
     def on_described(self, worker: Worker, info: WorkerInfo) -> None:
         self._tokenization.on_described(worker, info)
@@ -341,7 +347,7 @@ class KvPicker:
         key = f"{self._replica}-{self._turn}"
         now = self._clock()
         worker.load.book(key, prompt, cached, now)
-        booking = Booking(key, worker, entry, now)
+        booking = Booking(key, parsed.kind, worker, entry, now)
         self._bookings[key] = booking
         self._open[entry.request_id] = entry
         metrics = self._metrics.model(parsed.model)

@@ -2,7 +2,7 @@
 
 Our workers serve their model's files, so the picker tokenizes by itself; stock engines are asked
 over HTTP. Either way the engine's own count, where it comes back, is compared with the picker's,
-and a model whose counts differ is routed by load until they agree again.
+and requests of a kind whose counts differ are routed by load until they agree again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dynamo_kv_router.stream.format import WorkerInfo
 
 from dynamo_epp.endpoints.worker import Worker
 from dynamo_epp.metrics import PickerMetrics
-from dynamo_epp.requests import ParsedRequest
+from dynamo_epp.requests import Kind, ParsedRequest
 from dynamo_epp.tokenize import (
     Exactness,
     LocalTokenizer,
@@ -80,7 +80,8 @@ class Tokenization:
         self._threads = threads
         self._source = source
         self._metrics = metrics
-        self._trust: dict[str, Exactness] = {}  # model -> comparison
+        # A kind of request whose counts differ says nothing of the others.
+        self._trust: dict[tuple[str, Kind], Exactness] = {}  # model, kind -> comparison
         # fingerprint -> the load under way or the last that failed
         self._loads: dict[str, asyncio.Task[LocalTokenizer]] = {}
         self._failures: dict[str, _Failure] = {}  # by fingerprint
@@ -130,32 +131,33 @@ class Tokenization:
         self._failures.pop(name, None)
         return loaded
 
-    def check(self, worker: Worker, model: str, predicted: int, reported: int) -> None:
+    def check(self, worker: Worker, model: str, kind: Kind, predicted: int, reported: int) -> None:
         """Compare a prompt's token count with the engine's (−1: not reported)."""
         if reported < 0:
             self._metrics.tokenization.labels(model, "unreported").inc()
             return
-        trust = self._trust_of(model)
+        trust = self._trust_of(model, kind)
         result = "match" if predicted == reported else "mismatch"
         self._metrics.tokenization.labels(model, result).inc()
         if trust.observe(predicted, reported):
             exact = trust.state is Trust.EXACT
-            self._metrics.tokenization_exact.labels(model).set(exact)
+            self._metrics.tokenization_exact.labels(model, kind.value).set(exact)
             if exact:
-                log.warning("%s: token counts agree with the engine's again", model)
+                log.warning("%s, %s: token counts agree with the engine's again", model, kind.value)
             else:
                 log.error(
-                    "%s: %s (seen on %s); its requests are routed by load",
+                    "%s, %s: %s (seen on %s); such requests are routed by load",
                     model,
+                    kind.value,
                     trust.reason,
                     worker.name,
                 )
 
-    def _trust_of(self, model: str) -> Exactness:
-        trust = self._trust.get(model)
+    def _trust_of(self, model: str, kind: Kind) -> Exactness:
+        trust = self._trust.get((model, kind))
         if trust is None:
-            trust = self._trust[model] = Exactness()
-            self._metrics.tokenization_exact.labels(model).set(1)
+            trust = self._trust[model, kind] = Exactness()
+            self._metrics.tokenization_exact.labels(model, kind.value).set(1)
         return trust
 
     async def loaded(self, timeout_s: float) -> None:
@@ -188,7 +190,7 @@ class Tokenization:
         """The prompt's tokens as the engine will have them. Raises ``NotExact``."""
         if request.prompt is None:
             raise NotExact(request.not_tokenizable or "the prompt can't be tokenized here")
-        trust = self._trust_of(request.model)
+        trust = self._trust_of(request.model, request.kind)
         if not trust.predicts():
             raise NotExact(trust.reason)
         tokenized = await self._tokenize(request, workers)

@@ -17,7 +17,7 @@ from dynamo_epp.explain import Journal
 from dynamo_epp.extproc import PickRequest, Refusal, RequestHead, Route
 from dynamo_epp.metrics import PickerMetrics
 from dynamo_epp.picker import LATE_S, KvPicker
-from dynamo_epp.requests import ChatPrompt, ParsedRequest
+from dynamo_epp.requests import ChatPrompt, Kind, ParsedRequest
 from dynamo_epp.server import AccessEntry
 from dynamo_epp.tokenization import Encoded
 from dynamo_epp.tokenize import NotExact
@@ -47,7 +47,7 @@ class WordTokens:
     def on_described(self, worker: Worker, info: WorkerInfo) -> None:
         pass
 
-    def check(self, worker: Worker, model: str, predicted: int, reported: int) -> None:
+    def check(self, worker: Worker, model: str, kind: Kind, predicted: int, reported: int) -> None:
         self.checked.append((worker.name, predicted, reported))
 
 

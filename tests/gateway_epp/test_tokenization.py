@@ -14,7 +14,7 @@ from aiohttp import web
 from dynamo_epp import tokenization as tokenization_module
 from dynamo_epp.endpoints.worker import Worker
 from dynamo_epp.metrics import PickerMetrics
-from dynamo_epp.requests import ParsedRequest, parse
+from dynamo_epp.requests import Kind, ParsedRequest, parse
 from dynamo_epp.tokenization import Tokenization
 from dynamo_epp.tokenize import NotExact, TokenizerSource, TokenizeThreads
 from dynamo_kv_router.load import WorkerLoad
@@ -146,3 +146,15 @@ async def test_a_tokenizer_that_never_loads_is_told_once_and_tried_less_and_less
         tokenization.keep_up([])
         await tokenization.loaded(5)
         assert pod.asked == asked
+
+
+async def test_counts_that_differ_for_one_kind_of_request_say_nothing_of_others() -> None:
+    async with pods(1) as (tokenization, (pod,)):
+        tokenization.on_described(pod.worker, pod.info())
+        await tokenization.loaded(5)
+        for _ in range(3):
+            tokenization.check(pod.worker, "m", Kind.RESPONSE, 6, 5)
+        body = json.dumps({"model": "m", "input": "hello"}).encode()
+        other = await tokenization.encode(parse("/v1/responses", body), [pod.worker])
+        assert "6 predicted, 5 reported" in other.distrust
+        assert (await tokenization.encode(chat(), [pod.worker])).distrust == ""

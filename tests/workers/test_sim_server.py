@@ -225,6 +225,7 @@ async def test_embeddings_are_deterministic_unit_vectors(http: aiohttp.ClientSes
     coded = (await ask(input="one", encoding_format="base64"))[0]
     assert list(struct.unpack(f"<{len(one)}f", base64.b64decode(coded))) == one
     assert len((await ask(input="one", dimensions=7))[0]) == 7
+    assert await ask(input="one", add_special_tokens=False) != [one]
 
 
 async def test_responses_api(client: openai.AsyncOpenAI):
@@ -243,6 +244,13 @@ async def test_responses_api(client: openai.AsyncOpenAI):
     assert kinds[-1] == "response.completed"
     cut = await client.responses.create(model="tiny", input="hello", max_output_tokens=3)
     assert cut.status == "incomplete"
+    # As vLLM counts: its tokenizer begins this prompt with its special token, a chat's not.
+    chat = await client.chat.completions.create(
+        model="tiny", messages=[{"role": "user", "content": "hello"}], max_tokens=3
+    )
+    assert cut.usage is not None
+    assert chat.usage is not None
+    assert cut.usage.input_tokens == chat.usage.prompt_tokens + 1
     with pytest.raises(openai.BadRequestError, match="previous_response_id"):
         await client.responses.create(model="tiny", input="x", previous_response_id="resp_1")
 

@@ -251,7 +251,8 @@ class Api:
         model = self._check_model(body)
         chat = responses.chat_body(body)
         parameters = read(chat, limits=("max_output_tokens",), default_max_tokens=None)
-        prompt = await self._encode(self._renderer.render(chat), special=False)
+        # Unlike for chats, vLLM lets the tokenizer add its special tokens here.
+        prompt = await self._encode(self._renderer.render(chat), special=True)
         generation = Generation.start(self._engine, self._book, [prompt], parameters)
         shape = responses.Responses(self._envelope(request, body, "resp", model), body)
         return self._answer(generation, shape, parameters)
@@ -269,9 +270,12 @@ class Api:
                 "encoding_format must be float or base64.", param="encoding_format", value=encoding
             )
         if "messages" in body:
-            prompts = [await self._encode(self._renderer.render(body), special=False)]
+            # Unlike for chats, there is no answer to begin.
+            text = self._renderer.render({"add_generation_prompt": False, **body})
+            prompts = [await self._encode(text, special=boolean(body, "add_special_tokens"))]
         else:
-            prompts = await self._prompts(body.get("input"), special=True, name="input")
+            special = body.get("add_special_tokens", True) is not False
+            prompts = await self._prompts(body.get("input"), special=special, name="input")
         generation = Generation.embed(self._engine, prompts, None)
         vectors = [self._book.embedding(prompt, dimensions or DIMENSIONS) for prompt in prompts]
         envelope = self._envelope(request, body, "embd", model)
