@@ -277,6 +277,13 @@ def parsed_or_refused(path: str, content: bytes) -> ParsedRequest | BadRequest:
         return error
 
 
+def test_a_salt_that_no_key_can_hold_is_routed_by_load() -> None:
+    content = json.dumps({"model": "m", "messages": [USER], "cache_salt": "a\ud800"}).encode()
+    request = parse(CHAT, content)
+    assert (request.prompt, request.cache_salt) == (None, "")
+    assert request.not_tokenizable == "the cache salt is no Unicode text"
+
+
 @given(st.sampled_from(list(PATHS)), st.binary(max_size=60))
 def test_any_bytes_parse_or_are_refused(path: str, content: bytes) -> None:
     outcome = parsed_or_refused(path, content)

@@ -231,6 +231,8 @@ def _request(
         prompt, reason = None, media
     if template:
         prompt, reason = None, "the request brings its own chat template"
+    if salt and not _is_unicode(salt):
+        prompt, reason, salt = None, "the cache salt is no Unicode text", ""
     return ParsedRequest(
         kind=kind,
         model=model,
@@ -245,6 +247,15 @@ def _request(
         has_kv_transfer_params=has_transfer_keys(fields),
         body_bytes=size,
     )
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether ``text`` has no lone surrogates, which JSON can write and UTF-8 can't."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _own_template(fields: Fields) -> bool:
