@@ -126,6 +126,8 @@ class WorkerSubscriber:
     def _tick(self) -> None:
         assert self._loop is not None
         self._tick_handle = self._loop.call_later(TICK_S, self._tick)
+        # What came while this process was held up counts as heard.
+        self._drain()
         self._perform(self._session.tick(self._loop.time()))
         self._drain()
 
