@@ -7,6 +7,7 @@ Both yield whole snapshots: a picker compares with what it had, and never has to
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import os
 import tempfile
@@ -47,15 +48,29 @@ def read_endpoints(path: Path) -> tuple[Endpoint, ...]:
         raise InvalidEndpoints(f"{path}: {error}") from error
     names: set[str] = set()
     for endpoint in parsed.endpoints:
-        if endpoint.role not in ROLES:
-            raise InvalidEndpoints(
-                f"{path}: endpoint {endpoint.name!r}: role {endpoint.role!r} is unknown; "
-                f"use one of {', '.join(ROLES)}"
-            )
+        if problem := _problem(endpoint):
+            raise InvalidEndpoints(f"{path}: endpoint {endpoint.name!r}: {problem}")
         if endpoint.name in names:
             raise InvalidEndpoints(f"{path}: two endpoints are named {endpoint.name!r}")
         names.add(endpoint.name)
     return tuple(parsed.endpoints)
+
+
+def _problem(endpoint: Endpoint) -> str:
+    """What is wrong with one endpoint, "" if nothing. A proxy that is given a whole list refuses
+    all of it for one bad address."""
+    if endpoint.role not in ROLES:
+        return f"role {endpoint.role!r} is unknown; use one of {', '.join(ROLES)}"
+    for name in ("port", "stream_port", "status_port"):
+        port = getattr(endpoint, name)
+        if port is not None and not 0 < port < 65536:
+            return f"{name} is {port}; it must be from 1 to 65535"
+    try:
+        if endpoint.address:  # "": the pod has none yet
+            ipaddress.ip_address(endpoint.address)
+    except ValueError:
+        return f"address {endpoint.address!r} is no IP address"
+    return ""
 
 
 def write_endpoints(path: Path, endpoints: Iterable[Endpoint]) -> None:

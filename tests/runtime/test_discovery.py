@@ -44,6 +44,18 @@ def test_round_trip(endpoints: list[Endpoint]) -> None:
             "endpoint 'a': role 'worke' is unknown; use one of worker, prefill, decode",
         ),
         (
+            '{"endpoints": [{"name": "a", "address": "::1", "port": 99999}]}',
+            "endpoint 'a': port is 99999; it must be from 1 to 65535",
+        ),
+        (
+            '{"endpoints": [{"name": "a", "address": "::1", "port": 1, "stream_port": 0}]}',
+            "endpoint 'a': stream_port is 0",
+        ),
+        (
+            '{"endpoints": [{"name": "a", "address": "engine.local", "port": 1}]}',
+            "endpoint 'a': address 'engine.local' is no IP address",
+        ),
+        (
             '{"endpoints": [{"name": "a", "address": "::1", "port": 1},'
             '{"name": "a", "address": "::2", "port": 1}]}',
             "two endpoints are named 'a'",
