@@ -206,12 +206,12 @@ async def test_a_body_over_the_limit_is_413(frontends: Frontends, engines: Engin
     assert len(engine.seen) == 1
 
 
-async def raw(frontend: Any, method: str, path: str) -> int:
+async def raw(frontend: Any, method: str, path: str, version: str = "1.1") -> int:
     """The status of a request whose path no client library tidies up."""
     host = frontend.settings.http_host
     reader, writer = await asyncio.open_connection(host, 8000)
     writer.write(
-        f"{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n"
+        f"{method} {path} HTTP/{version}\r\nhost: x\r\ncontent-length: 2\r\n"
         "connection: close\r\n\r\n{}".encode()
     )
     status = int((await reader.readline()).split()[1])
@@ -274,7 +274,12 @@ async def test_reads_and_wrong_methods(frontends: Frontends, engines: Engines) -
     assert json.loads((await frontend.get("/health")).body)["ready"] is True
     assert (await frontend.get("/live")).status == 200
     assert (await frontend.get("/metrics")).status == 200
-    assert (await frontend.post("/v1/models", b"{}")).status == 405
+    for path in ("/health", "/v1/models"):
+        assert await raw(frontend, "HEAD", path) == 200
+    answer = await frontend.post("/v1/models", b"{}")
+    assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
+    assert error(answer)["message"] == "use GET or HEAD here"
+    assert await raw(frontend, "POST", CHAT, version="1.0") == 200
     missing = await frontend.get("/nope")
     assert (missing.status, error(missing)["code"]) == (404, "not_found")
 

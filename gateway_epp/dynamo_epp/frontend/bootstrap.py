@@ -151,6 +151,7 @@ def _connection_manager(settings: FrontendSettings) -> Config:
         ".HttpConnectionManager",
         "stat_prefix": "frontend",
         "codec_type": "AUTO",
+        "http_protocol_options": {"accept_http_10": True},  # nginx proxies with it by default
         "stream_idle_timeout": _seconds(settings.stream_idle_timeout),
         "request_timeout": "0s",
         "request_headers_timeout": "30s",  # a client that never finishes its headers
@@ -221,6 +222,10 @@ def _access_log() -> Config:
 
 def _method(name: str) -> Config:
     return {"name": ":method", "string_match": {"exact": name}}
+
+
+# Uptime checks ask with HEAD.
+_READ: Config = {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD"}}}
 
 
 # Local replies: what Envoy itself answers, in the words of OpenAI's API.
@@ -303,15 +308,18 @@ def _routes(settings: FrontendSettings) -> list[Config]:
     routes += [
         {
             "name": "status",
-            "match": {**match, "headers": [_method("GET")]},
+            "match": {**match, "headers": [_READ]},
             "route": {"cluster": "status", "timeout": "15s"},
             "typed_per_filter_config": _WITHOUT_PICKER,
         }
         for match in reads
     ]
     routes += [
-        _error(match, 405, f"use {method} here", allow=method)
-        for matches, method in (([{"path": path} for path in ENGINE_PATHS], "POST"), (reads, "GET"))
+        _error(match, 405, f"use {method.replace(',', ' or')} here", allow=method)
+        for matches, method in (
+            ([{"path": path} for path in ENGINE_PATHS], "POST"),
+            (reads, "GET, HEAD"),
+        )
         for match in matches
     ]
     routes.append(_error({"prefix": "/"}, 404, "there is nothing at this path"))
