@@ -141,6 +141,9 @@ def report(found: dict[str, Any]) -> str:
         "|---|---|",
         *(f"| {name} | {count} |" for name, count in sorted(found["results"].items())),
         "",
+        f"Broken by a kill: broke within {BROKEN_AFTER_KILL_S:g} s of one; on which worker it ran "
+        "was not looked up.",
+        "",
         f"Killed: {', '.join(found['kills']) or 'nothing'}.",
         "",
         f"Bookings left behind: {found['bookings_left']:g}. Resident memory of the frontend with "
