@@ -4,8 +4,27 @@ It serves the operator, `dynamo render`, the local runner and golden tests alike
 does I/O, reads a clock or knows a cluster.
 """
 
-from dynamo_operator.render.graph import Manifest, Rendered, render, render_with_notes
+from dynamo_operator.render.graph import (
+    Manifest,
+    Rendered,
+    RenderedComponent,
+    render,
+    render_with_notes,
+    template_inputs,
+)
 from dynamo_operator.render.notes import Note
+from dynamo_operator.render.overrides import Kept, Scale
 from dynamo_operator.render.platform import Platform
 
-__all__ = ["Manifest", "Note", "Platform", "Rendered", "render", "render_with_notes"]
+__all__ = [
+    "Kept",
+    "Manifest",
+    "Note",
+    "Platform",
+    "Rendered",
+    "RenderedComponent",
+    "Scale",
+    "render",
+    "render_with_notes",
+    "template_inputs",
+]

@@ -5,8 +5,8 @@ from dynamo_operator.render.merge import Json
 from dynamo_operator.render.parts import Graph, Part
 
 
-def adapter(part: Part, graph: Graph) -> Json | None:
-    """The component's adapter, its replicas seeded from the graph; None if it has not opted in."""
+def adapter(part: Part, graph: Graph, replicas: int) -> Json | None:
+    """The component's adapter with `replicas` to begin with; None if it has not opted in."""
     if part.spec.scaling_adapter is None:
         return None
     name = names.adapter_name(graph.name, part.spec.name)
@@ -15,7 +15,7 @@ def adapter(part: Part, graph: Graph) -> Json | None:
         "kind": "DynamoGraphDeploymentScalingAdapter",
         "metadata": graph.metadata(name, part.labels),
         "spec": {
-            "replicas": part.replicas,
+            "replicas": replicas,
             "dgdRef": {"name": graph.name, "componentName": part.spec.name},
         },
     }

@@ -5,12 +5,13 @@ worker makes new Deployments beside the old ones, so that a new prefill worker n
 decode worker. Aggregated workers roll in place. The hash stands on every worker's pods.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dynamo_operator.render import names
 from dynamo_operator.render.canonical import short_hash
 from dynamo_operator.render.defaults.worker import STARTUP_SECONDS
 from dynamo_operator.render.merge import Json, mapping
+from dynamo_operator.render.overrides import Kept, Scale
 from dynamo_operator.render.parts import Graph, Part
 
 PROGRESS_MARGIN_SECONDS = 600
@@ -20,7 +21,7 @@ def worker_hash(parts: Sequence[Part]) -> str:
     """8 hex digits over the rendered pod templates of all workers, replicas left out; the order
     of the components and of keys in maps does not matter."""
     return short_hash(
-        {part.spec.name: [part.role, part.template] for part in parts if part.is_worker}
+        {part.spec.name: [part.role, *part.templates.values()] for part in parts if part.is_worker}
     )
 
 
@@ -29,28 +30,59 @@ def generations_apart(parts: Sequence[Part]) -> bool:
     return {"prefill", "decode"} <= {part.role for part in parts}
 
 
-def stamp(parts: Sequence[Part], worker_hash: str) -> None:
-    """Put the hash on the workers' pods."""
-    for part in parts:
-        if part.is_worker:
-            part.template["metadata"]["labels"][names.WORKER_HASH_LABEL] = worker_hash
+def reused(part: Part, kept: Kept | None) -> Mapping[str, Json]:
+    """The part's templates: those of an earlier rendering where they are kept and still fit."""
+    old = kept.templates.get(part.spec.name) if kept is not None else None
+    return old if old is not None and old.keys() == part.templates.keys() else part.templates
 
 
-def deployment(part: Part, graph: Graph, generation: str) -> Json:
-    """The component's Deployment; `generation` is the worker hash where it is part of the name,
-    else ""."""
+def stamped(template: Json, worker_hash: str, restart: str | None) -> Json:
+    """`template` with the workers' hash as a label ("" for pods that are no workers) and the id of
+    a restart as an annotation. Both stand outside of the hash."""
+    metadata = dict(template["metadata"])
+    if worker_hash:
+        metadata["labels"] = {**metadata["labels"], names.WORKER_HASH_LABEL: worker_hash}
+    if restart is not None:
+        annotations = mapping(metadata.get("annotations"))
+        metadata["annotations"] = {**annotations, names.RESTART_ANNOTATION: restart}
+    return {**template, "metadata": metadata}
+
+
+def workload_name(part: Part, graph: Graph, generation: str) -> str:
+    """Name of what runs the part's pods; `generation` is the worker hash where it is part of the
+    name, else ""."""
     name = names.object_name(graph.name, part.spec.name)
-    labels = dict(part.labels)
-    selector = part.selector(graph)
+    return f"{name}-{generation}" if generation and part.is_worker else name
+
+
+def selector(part: Part, graph: Graph, generation: str) -> Json:
+    """Labels that pick the pods of one workload."""
+    labels = part.selector(graph)
     if generation and part.is_worker:
-        name = f"{name}-{generation}"
         labels[names.WORKER_HASH_LABEL] = generation
-        selector[names.WORKER_HASH_LABEL] = generation
+    return labels
+
+
+def workload_metadata(part: Part, graph: Graph, generation: str, scale: Scale) -> Json:
+    """Metadata of a workload."""
+    labels = dict(part.labels)
+    if generation and part.is_worker:
+        labels[names.WORKER_HASH_LABEL] = generation
+    metadata = graph.metadata(workload_name(part, graph, generation), labels)
+    if scale.marker:
+        annotations = mapping(metadata.get("annotations"))
+        metadata["annotations"] = {**annotations, names.KEPT_REPLICAS_ANNOTATION: scale.marker}
+    return metadata
+
+
+def deployment(part: Part, graph: Graph, generation: str, template: Json, scale: Scale) -> Json:
+    """The component's Deployment of `template`."""
     spec: Json = {
-        "replicas": part.replicas,
-        "selector": {"matchLabels": selector},
-        "template": part.template,
+        "selector": {"matchLabels": selector(part, graph, generation)},
+        "template": template,
     }
+    if scale.replicas is not None:
+        spec["replicas"] = scale.replicas
     if part.is_worker:
         # Kubernetes' ten minutes would call every large model's start a failure.
         spec["progressDeadlineSeconds"] = STARTUP_SECONDS + PROGRESS_MARGIN_SECONDS
@@ -67,7 +99,7 @@ def deployment(part: Part, graph: Graph, generation: str) -> Json:
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": graph.metadata(name, labels),
+        "metadata": workload_metadata(part, graph, generation, scale),
         "spec": spec,
     }
 

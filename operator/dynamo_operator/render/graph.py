@@ -4,7 +4,9 @@ Pure and total: equal graphs give equal manifests, and no accepted graph raises.
 data with each other and with the graph: read them, copy before changing them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from dynamo_crds.v1beta1 import DynamoGraphDeployment
 
@@ -18,12 +20,42 @@ from dynamo_operator.render import (
     services,
     unrendered,
 )
+from dynamo_operator.render.canonical import short_hash
 from dynamo_operator.render.merge import Json
 from dynamo_operator.render.notes import Note, Notes
+from dynamo_operator.render.overrides import Kept, Scale
 from dynamo_operator.render.parts import Graph, Part
 from dynamo_operator.render.platform import Platform
+from dynamo_operator.render.runtimes import Family
 
 Manifest = Json
+
+_READ_FOR_PODS = (names.METRICS_ANNOTATION, names.ADOPT_ANNOTATION)
+"""Annotations of the graph object that change what its pods are."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedComponent:
+    """What became of one component."""
+
+    name: str
+    kind: str
+    """"frontend", "worker", "planner", "epp", or "" for a component of no known type."""
+    role: str
+    """As `kind`; for workers "worker", "prefill" or "decode"."""
+    family: Family
+    """What its program is to the platform."""
+    workload_kind: str
+    """"Deployment", "LeaderWorkerSet", or "" where nothing runs for it."""
+    workload: str
+    """Name of that workload; "" for none."""
+    templates: Mapping[str, Json]
+    """Its pod templates, {"pod": …} or {"leader": …, "worker": …}, as `Kept` takes them: without
+    the label of the worker hash and without restart stamps."""
+    replicas: int
+    """The graph's number."""
+    selector: Mapping[str, str]
+    """Labels that pick the workload's pods."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +64,11 @@ class Rendered:
 
     manifests: list[Manifest]
     notes: list[Note]
+    components: tuple[RenderedComponent, ...]
+    worker_hash: str
+    """Of the workers' templates, 8 hex digits: the kept one where templates are kept."""
+    generation: str
+    """`worker_hash` where it is part of the workers' names and selectors, else ""."""
 
 
 def render(graph: DynamoGraphDeployment, platform: Platform) -> list[Manifest]:
@@ -39,8 +76,20 @@ def render(graph: DynamoGraphDeployment, platform: Platform) -> list[Manifest]:
     return render_with_notes(graph, platform).manifests
 
 
-def render_with_notes(graph: DynamoGraphDeployment, platform: Platform) -> Rendered:
-    """As `render`, with notes on what was changed, inferred or not rendered."""
+def render_with_notes(
+    graph: DynamoGraphDeployment,
+    platform: Platform,
+    *,
+    kept: Kept | None = None,
+    scale: Mapping[str, Scale] = MappingProxyType({}),
+    restarts: Mapping[str, str] = MappingProxyType({}),
+) -> Rendered:
+    """As `render`, with notes on what was changed, inferred or not rendered.
+
+    `kept`: templates that take the place of those of this rendering. `scale`: component → its
+    replicas where they aren't the graph's. `restarts`: component → id of the restart that its pods
+    are to have seen; they are replaced when it changes.
+    """
     metadata = graph.metadata
     noted = Notes()
     whole = Graph(
@@ -63,19 +112,69 @@ def render_with_notes(graph: DynamoGraphDeployment, platform: Platform) -> Rende
         parts.append(pods.part(component, whole, noted))
 
     unrendered.note_pairing([part.role for part in parts], noted)
-    generation = deployments.worker_hash(parts)
-    deployments.stamp(parts, generation)
-    if not deployments.generations_apart(parts):
-        generation = ""
+    worker_hash = kept.worker_hash if kept is not None else deployments.worker_hash(parts)
+    generation = worker_hash if deployments.generations_apart(parts) else ""
+    components: list[RenderedComponent] = []
+    workloads: list[Manifest] = []
+    for part in parts:
+        name = part.spec.name
+        part.templates = deployments.reused(part, kept)
+        sized = scale.get(name, Scale(part.replicas))
+        stamp = worker_hash if part.is_worker else ""
+        stamped = {
+            which: deployments.stamped(template, stamp, restarts.get(name))
+            for which, template in part.templates.items()
+        }
+        workloads.append(deployments.deployment(part, whole, generation, stamped["pod"], sized))
+        components.append(
+            RenderedComponent(
+                name=name,
+                kind=part.kind,
+                role=part.role,
+                family=part.family,
+                workload_kind=part.workload_kind,
+                workload=deployments.workload_name(part, whole, generation),
+                templates=part.templates,
+                replicas=part.replicas,
+                selector=deployments.selector(part, whole, generation),
+            )
+        )
+
     manifests: list[Manifest | None] = []
     manifests += [serviceaccounts.account(part, whole) for part in parts]
     for part in parts:
         manifests += serviceaccounts.role(part, whole, parts, noted)
     manifests += [configmaps.picker_config(part, whole) for part in parts]
     manifests += [services.service(part, whole, noted) for part in parts]
-    manifests += [deployments.deployment(part, whole, generation) for part in parts]
-    manifests += [adapters.adapter(part, whole) for part in parts]
-    return Rendered([manifest for manifest in manifests if manifest is not None], noted.items)
+    manifests += workloads
+    for part in parts:
+        sized = scale.get(part.spec.name, Scale(part.replicas))
+        seed = part.replicas if sized.replicas is None else sized.replicas
+        manifests.append(adapters.adapter(part, whole, seed))
+    return Rendered(
+        manifests=[manifest for manifest in manifests if manifest is not None],
+        notes=noted.items,
+        components=tuple(components),
+        worker_hash=worker_hash,
+        generation=generation,
+    )
+
+
+def template_inputs(graph: DynamoGraphDeployment) -> str:
+    """Short hash of all that the graph's author says about pods: 8 hex digits.
+
+    It stays the same when only replicas, restart or scaling adapters change, and whatever operator
+    reads the graph. So it tells an author's change, which a newer operator renders afresh, from
+    its own upgrade, which replaces no pod. Setting `nvidia.com/adopt-rendering` changes it.
+    """
+    spec = graph.spec.manifest()
+    spec.pop("restart", None)
+    for component in spec.get("components", []):
+        component.pop("replicas", None)
+        component.pop("scalingAdapter", None)
+    annotations = graph.metadata.annotations
+    read = {key: annotations[key] for key in _READ_FOR_PODS if key in annotations}
+    return short_hash([spec, read])
 
 
 def _discovery(graph: Graph) -> str | None:

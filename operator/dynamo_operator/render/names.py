@@ -18,11 +18,20 @@ CLASS_LABEL = "nvidia.com/dynamo-component-class"
 NAMESPACE_LABEL = "nvidia.com/dynamo-namespace"
 WORKER_HASH_LABEL = "nvidia.com/dynamo-worker-hash"
 METRICS_LABEL = "nvidia.com/metrics-enabled"
+MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+MANAGED_BY = "dynamo-operator"
+"""Labels every rendered object, not the pods: the operator's informers select by it."""
 
 SURGE_ANNOTATION = "nvidia.com/deployment-rolling-update-max-surge"
 UNAVAILABLE_ANNOTATION = "nvidia.com/deployment-rolling-update-max-unavailable"
 METRICS_ANNOTATION = "nvidia.com/enable-metrics"
 DISCOVERY_ANNOTATION = "nvidia.com/dynamo-discovery-backend"
+RESTART_ANNOTATION = "nvidia.com/restartAt"
+"""On pod templates: the id of the last restart that was asked for."""
+ADOPT_ANNOTATION = "nvidia.com/adopt-rendering"
+"""On a graph, any new value: take over what a newer operator renders, pods are replaced."""
+KEPT_REPLICAS_ANNOTATION = "nvidia.com/dynamo-kept-replicas"
+"""On a workload: why it runs another number of replicas than its graph says."""
 
 HTTP_PORT = 8000
 EXT_PROC_PORT = 9002

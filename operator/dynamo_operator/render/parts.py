@@ -32,7 +32,12 @@ class Graph:
         metadata: Json = {
             "name": name,
             "namespace": self.namespace,
-            "labels": {**self.spec.labels, **labels},
+            "labels": {
+                **self.spec.labels,
+                **labels,
+                names.GRAPH_LABEL: names.bounded(self.name),
+                names.MANAGED_BY_LABEL: names.MANAGED_BY,
+            },
         }
         if self.spec.annotations:
             metadata["annotations"] = dict(self.spec.annotations)
@@ -49,8 +54,9 @@ class Part:
     role: str
     """What the component-type label says: `kind`, for workers "worker"|"prefill"|"decode"."""
     family: Family
-    template: Json
-    """Pod template."""
+    templates: Mapping[str, Json]
+    """Pod templates: {"pod": …} for a Deployment, {"leader": …, "worker": …} for a
+    LeaderWorkerSet; without the worker hash."""
     labels: Mapping[str, str]
     """Labels of the component's objects."""
     service_ports: Sequence[tuple[str, str | int, int]]
@@ -59,6 +65,10 @@ class Part:
     """Service account of its pods; "" for the namespace's default."""
     own_account: bool
     """Whether that service account is rendered (not one that the author named)."""
+
+    @property
+    def workload_kind(self) -> str:
+        return "Deployment"
 
     @property
     def is_worker(self) -> bool:

@@ -41,11 +41,26 @@ class Platform:
     image_pull_secrets: tuple[str, ...] = ()
     """Names of Secrets put on pods whose author gave none."""
 
+    pull_secrets_by_registry: Mapping[str, tuple[str, ...]] = field(
+        default_factory=lambda: MappingProxyType({}), hash=False
+    )
+    """Registry host → names of the docker Secrets for it in the graph's namespace; pods get those
+    of their images' registries. Empty where nobody allowed the operator to read Secrets."""
+
+    apis: frozenset[str] | None = None
+    """Kinds beyond Kubernetes' own that the API server serves, as `group/Kind`:
+    `leaderworkerset.x-k8s.io/LeaderWorkerSet`. None: all of them. What is wanted and not served
+    gives a note."""
+
     drain_seconds: int = 900
     """Longest time running requests get to finish after SIGTERM, in seconds."""
 
     shared_memory_size: str = "8Gi"
     """Size limit of /dev/shm in workers that give none (a Kubernetes quantity; "0" for none)."""
+
+    def serves(self, group_kind: str) -> bool:
+        """Whether objects of `group/Kind` can be applied."""
+        return self.apis is None or group_kind in self.apis
 
     def image(self, name: str, prefix: str | None = None) -> str:
         """Full reference of our image `name`, below `prefix` (default: `own_prefix`)."""

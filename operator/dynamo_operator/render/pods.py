@@ -148,7 +148,7 @@ def part(component: Component, graph: Graph, noted: Notes) -> Part:
         kind=kind,
         role=role,
         family=family,
-        template=template,
+        templates={"pod": template},
         labels=labels,
         service_ports=_service_ports(kind, family, numbers, refer),
         service_account=account,
