@@ -32,7 +32,7 @@ class Observed:
     pods: tuple[Json, ...] = ()
     """Pods with the graph's label."""
     apis: frozenset[str] = frozenset()
-    """Kinds that the API server serves, as `group/Kind`: `leaderworkerset.x-k8s.io/LeaderWorkerSet`."""
+    """Kinds that the API server serves, as `group/Kind`: `gateway.networking.k8s.io/HTTPRoute`."""
 
     @property
     def name(self) -> str:

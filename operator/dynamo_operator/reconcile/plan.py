@@ -76,6 +76,8 @@ class Plan:
 
     manifests: tuple[Json, ...] = ()
     """Objects to apply, in order."""
+    seeds: Mapping[Key, int] = field(default_factory=dict)
+    """Scaling adapters -> the replicas that they begin with, should they not exist yet."""
     scale: Mapping[Key, int] = field(default_factory=dict)
     """Workloads of earlier generations -> replicas they are to have."""
     delete: tuple[Key, ...] = ()

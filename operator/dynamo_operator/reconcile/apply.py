@@ -1,0 +1,214 @@
+"""Carrying out a plan: the only place of the operator that changes the cluster's objects.
+
+Server-side apply under one field manager, forced, so that what is rendered is ours and everything
+else stays whoever's it is. What is as it should be costs no request. An object that somebody else
+made under a name that we need is never taken over.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dynamo_runtime.kubernetes import resources
+from dynamo_runtime.kubernetes.client import ApiError, ApiUnreachable, KubernetesClient
+
+from dynamo_operator.reconcile.gather import GraphIndex
+from dynamo_operator.reconcile.observed import Json, Key, Observed
+from dynamo_operator.reconcile.ownership import (
+    APPLIED_ANNOTATION,
+    FIELD_MANAGER,
+    is_applied,
+    lost,
+)
+from dynamo_operator.reconcile.plan import Plan, Refused
+from dynamo_operator.reconcile.planning import ADAPTER
+from dynamo_operator.render import names
+
+log = logging.getLogger(__name__)
+
+SEED_MANAGER = "dynamo-operator-seed"
+"""Writes the first number of an adapter, and never again."""
+ROLLOUT_MANAGER = "dynamo-operator-rollout"
+"""Shrinks workloads of earlier generations, whose other fields stay as they were applied."""
+
+
+class NamespaceGoing(Exception):
+    """The graph's namespace is being deleted; there is nothing to keep in order any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of a plan."""
+
+    plan: Plan
+    """With what was refused."""
+    writes: int
+    """Requests that changed something."""
+
+
+class Applier:
+    """Applies plans. It remembers only what webhooks of others insist on (see `_insisted`)."""
+
+    def __init__(self, client: KubernetesClient, index: GraphIndex) -> None:
+        self._client = client
+        self._index = index
+        # (namespace, kind, name) -> hash of the manifest and the fields that are taken from us
+        # each time it is applied. Such a webhook's wish is respected, or the two would never rest.
+        self._insisted: dict[tuple[str, str, str], tuple[str, frozenset[Any]]] = {}
+
+    async def carry_out(self, observed: Observed, plan: Plan) -> Applied:
+        """Make the cluster's objects what `plan` says.
+
+        One refused object does not keep the others from being applied. Raises `ApiUnreachable` if
+        the API server does not answer, and `NamespaceGoing`.
+        """
+        refused: list[Refused] = []
+        writes = 0
+        for manifest in plan.manifests:
+            try:
+                writes += await self._apply(observed, plan, manifest)
+            except ApiUnreachable:
+                raise
+            except ApiError as error:
+                refused.append(_refusal(manifest, error))
+        for (kind, name), number in sorted(plan.scale.items()):
+            live = observed.children[kind, name]
+            body = {"spec": {"replicas": number}}
+            path = resources.of(live).path_of(live)
+            answer = await self._tolerating(
+                self._client.merge_patch(path, body, field_manager=ROLLOUT_MANAGER)
+            )
+            if answer is not None:
+                writes += 1
+                self._index.wrote(answer)
+                log.info("%s/%s: %s %s → %d", observed.namespace, observed.name, kind, name, number)
+        for key in plan.delete:
+            live = observed.children[key]
+            path = resources.of(live).path_of(live)
+            uid = live["metadata"]["uid"]
+            if await self._tolerating(self._client.delete(path, uid=uid, propagation="Background")):
+                writes += 1
+                log.info("%s/%s: %s %s deleted", observed.namespace, observed.name, *key)
+        return Applied(replace(plan, refused=tuple(refused)), writes)
+
+    async def _tolerating(self, request: Awaitable[Json]) -> Json | None:
+        """The answer; None if the object is gone or has changed by now: then it is looked at again
+        when its event comes."""
+        try:
+            return await request
+        except ApiUnreachable:
+            raise
+        except ApiError as error:
+            if error.status in (404, 409):
+                return None
+            raise
+
+    async def _apply(self, observed: Observed, plan: Plan, manifest: Json) -> int:
+        key: Key = manifest["kind"], manifest["metadata"]["name"]
+        live = observed.children.get(key)
+        if is_applied(manifest, live) or self._is_insisted(observed, manifest, live):
+            return 0
+        if live is None:
+            live = await self._existing(manifest)
+            if live is not None:
+                _check_owner(live, observed)
+                self._index.wrote(live)
+                if is_applied(manifest, live):
+                    return 0  # the informer has not heard of it yet
+        writes = 1
+        if live is None and manifest["kind"] == ADAPTER:
+            await self._seed(manifest, plan.seeds[key])
+            writes += 1
+        result = await self._client.apply(manifest, field_manager=FIELD_MANAGER)
+        verb = "applied" if live is not None else "created"
+        log.info("%s/%s: %s %s %s", observed.namespace, observed.name, *key, verb)
+        self._index.wrote(result)
+        self._remember(observed, manifest, result)
+        return writes
+
+    async def _existing(self, manifest: Json) -> Json | None:
+        try:
+            return await self._client.get(resources.of(manifest).path_of(manifest))
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def _seed(self, adapter: Json, number: int) -> None:
+        metadata = adapter["metadata"]
+        body = {
+            "apiVersion": adapter["apiVersion"],
+            "kind": adapter["kind"],
+            "metadata": {key: metadata[key] for key in ("name", "namespace", "ownerReferences")},
+            "spec": {**adapter["spec"], "replicas": number},
+        }
+        await self._client.create(body, field_manager=SEED_MANAGER)
+
+    # --- fields that others insist on
+
+    def _remember(self, observed: Observed, manifest: Json, result: Json) -> None:
+        key = (observed.namespace, manifest["kind"], manifest["metadata"]["name"])
+        taken = frozenset(lost(manifest, result))
+        if not taken:
+            self._insisted.pop(key, None)
+            return
+        self._insisted[key] = (_mark(manifest), taken)
+        fields = ", ".join(sorted(".".join(path) for path in taken))
+        log.warning("%s/%s: a webhook changes %s; left as it wants", key[0], key[2], fields)
+
+    def _is_insisted(self, observed: Observed, manifest: Json, live: Json | None) -> bool:
+        key = (observed.namespace, manifest["kind"], manifest["metadata"]["name"])
+        known = self._insisted.get(key)
+        if known is None or live is None or live["metadata"].get("deletionTimestamp"):
+            return False
+        annotations = live["metadata"].get("annotations") or {}
+        mark = _mark(manifest)
+        return (
+            known[0] == mark == annotations.get(APPLIED_ANNOTATION)
+            and frozenset(lost(manifest, live)) <= known[1]
+        )
+
+    def forget(self, namespace: str, objects: Mapping[Key, Any]) -> None:
+        """A graph is gone, and its `objects` with it."""
+        for kind, name in objects:
+            self._insisted.pop((namespace, kind, name), None)
+
+
+def _mark(manifest: Json) -> str:
+    return str(manifest["metadata"]["annotations"][APPLIED_ANNOTATION])
+
+
+def _check_owner(live: Json, observed: Observed) -> None:
+    """Raises `ApiError` if the object is not this graph's."""
+    owners = live["metadata"].get("ownerReferences") or ()
+    if any(owner.get("uid") == observed.uid for owner in owners):
+        return
+    name = f"{live['kind']} {live['metadata']['name']}"
+    earlier = any(
+        owner.get("kind") == observed.raw["kind"] and owner.get("name") == observed.name
+        for owner in owners
+    )
+    if earlier or live["metadata"].get("deletionTimestamp"):
+        raise ApiError(409, "Conflict", f"{name} of an earlier graph is still being deleted")
+    raise ApiError(
+        422,
+        "NotOurs",
+        f"{name} exists and does not belong to this graph: delete or rename it,"
+        " or give the graph or the component another name",
+    )
+
+
+def _refusal(manifest: Json, error: ApiError) -> Refused:
+    causes = (error.body.get("details") or {}).get("causes") or ()
+    if any(cause.get("reason") == "NamespaceTerminating" for cause in causes):
+        raise NamespaceGoing(manifest["metadata"]["namespace"])
+    labels = manifest["metadata"].get("labels") or {}
+    return Refused(
+        object=f"{manifest['kind']}/{manifest['metadata']['name']}",
+        message=error.message,
+        component=labels.get(names.COMPONENT_LABEL, ""),
+        transient=error.status in (0, 404, 409, 429) or error.status >= 500,
+    )

@@ -1,0 +1,315 @@
+"""Gathering: from the informers' caches to the `Observed` of one graph, without a request.
+
+Objects are sorted by graph as they arrive, so that a reconcile looks at its own graph only. A cache
+is behind what was just written; so the answers to our own writes are kept until the cache has
+caught up, and a reconcile never decides on a past that it changed itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from dynamo_crds.v1beta1 import DynamoGraphDeployment
+from dynamo_runtime.kubernetes import resources
+from dynamo_runtime.kubernetes.resources import Resource
+from pydantic import ValidationError
+
+from dynamo_operator.reconcile.observed import Json, Key, Observed
+from dynamo_operator.reconcile.ownership import FIELD_MANAGER
+from dynamo_operator.render import names
+
+GraphKey = tuple[str, str]
+"""namespace, name of a graph."""
+
+CHILDREN: tuple[Resource, ...] = (
+    resources.DEPLOYMENTS,
+    resources.SERVICES,
+    resources.CONFIG_MAPS,
+    resources.SERVICE_ACCOUNTS,
+    resources.ROLES,
+    resources.ROLE_BINDINGS,
+    resources.PVCS,
+    resources.PDBS,
+    resources.NETWORK_POLICIES,
+    resources.CONTROLLER_REVISIONS,
+    resources.ADAPTERS,
+)
+"""Kinds that are rendered and that every API server with our CRDs serves."""
+
+OPTIONAL_CHILDREN: tuple[Resource, ...] = (
+    resources.LEADER_WORKER_SETS,
+    resources.INFERENCE_POOLS,
+    resources.HTTP_ROUTES,
+    resources.POD_MONITORS,
+)
+"""Kinds that are rendered where they are served."""
+
+_SPEC_OF = {"Deployment", "LeaderWorkerSet", "DynamoGraphDeploymentScalingAdapter"}
+
+
+# --- what is worth its memory
+
+
+def child(item: Json) -> Json:
+    """A child without what no decision needs: others' field records, specs of passive objects."""
+    kind = item["kind"]
+    cut: Json = {"apiVersion": item["apiVersion"], "kind": kind, "metadata": _metadata(item)}
+    if kind in _SPEC_OF:
+        cut["spec"] = _workload_spec(item.get("spec") or {})
+        if "status" in item:
+            cut["status"] = item["status"]
+    elif kind == "ControllerRevision":
+        cut |= {key: item[key] for key in ("data", "revision") if key in item}
+    elif kind in ("InferencePool", "HTTPRoute") and "status" in item:
+        cut["status"] = item["status"]
+    return cut
+
+
+def _metadata(item: Json) -> Json:
+    metadata: Json = dict(item["metadata"])
+    managed = metadata.pop("managedFields", None) or ()
+    kept = [
+        entry
+        for entry in managed
+        if str(entry.get("manager", "")).startswith(FIELD_MANAGER)
+        or entry.get("subresource") == "scale"
+    ]
+    if kept:
+        metadata["managedFields"] = kept
+    return metadata
+
+
+def _workload_spec(spec: Json) -> Json:
+    """Without the pods' specs: only their labels and annotations decide anything."""
+    cut = dict(spec)
+    if "template" in cut:
+        cut["template"] = {"metadata": (cut["template"] or {}).get("metadata") or {}}
+    group = cut.get("leaderWorkerTemplate")
+    if isinstance(group, dict):
+        cut["leaderWorkerTemplate"] = {
+            key: {"metadata": (value or {}).get("metadata") or {}}
+            if key in ("leaderTemplate", "workerTemplate")
+            else value
+            for key, value in group.items()
+        }
+    return cut
+
+
+def pod(item: Json) -> Json:
+    """A pod's identity, what it asks for and its status."""
+    metadata = {key: value for key, value in item["metadata"].items() if key != "managedFields"}
+    spec = item.get("spec") or {}
+    kept = ("nodeName", "schedulerName", "terminationGracePeriodSeconds")
+    cut = {key: spec[key] for key in kept if key in spec}
+    for key in ("containers", "initContainers"):
+        if key in spec:
+            cut[key] = [
+                {k: container[k] for k in ("name", "image", "resources") if k in container}
+                for container in spec[key]
+            ]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": metadata,
+        "spec": cut,
+        "status": item.get("status") or {},
+    }
+
+
+def graph(item: Json) -> Json:
+    metadata = {key: value for key, value in item["metadata"].items() if key != "managedFields"}
+    return {**item, "metadata": metadata}
+
+
+def docker_secret(item: Json) -> Json:
+    """Which registries a docker Secret is for. What it holds is not kept for a moment longer."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {key: item["metadata"][key] for key in ("name", "namespace")},
+        "registries": registries(item),
+    }
+
+
+def registries(secret: Json) -> list[str]:
+    """Registry hosts of a `kubernetes.io/dockerconfigjson` Secret, sorted."""
+    try:
+        config = json.loads(base64.b64decode((secret.get("data") or {})[".dockerconfigjson"]))
+        hosts = config.get("auths") or {}
+        return sorted(str(host) for host in hosts)
+    except (KeyError, ValueError, AttributeError, TypeError):
+        return []
+
+
+# --- by graph
+
+
+@dataclass(slots=True)
+class _Family:
+    """A graph and all objects with its label, whoever owns them."""
+
+    graph: Json | None = None
+    children: dict[Key, Json] = field(default_factory=dict)
+    pods: dict[str, Json] = field(default_factory=dict)  # by name
+
+
+class GraphIndex:
+    """Everything that has a graph's label, by namespace and label value.
+
+    `on_due` is called with the key of each graph of which something changed.
+    """
+
+    def __init__(self, on_due: Callable[[GraphKey], None]) -> None:
+        self._families: dict[tuple[str, str], _Family] = {}
+        self._on_due = on_due
+        # Answers to our own writes that the caches may not show yet: object -> the answer, or, for
+        # a deleted one, its uid.
+        self._ahead: dict[tuple[str, Key], Json | str] = {}
+
+    # called by informers
+
+    def graph_changed(self, old: Json | None, new: Json | None) -> None:
+        item = new or old
+        assert item is not None
+        metadata = item["metadata"]
+        namespace, name = metadata["namespace"], metadata["name"]
+        place = namespace, names.bounded(name)
+        family = self._families.setdefault(place, _Family())
+        family.graph = new
+        self._tidy(place, family)
+        self._on_due((namespace, name))
+
+    def child_changed(self, old: Json | None, new: Json | None) -> None:
+        self._changed(old, new, pods=False)
+
+    def pod_changed(self, old: Json | None, new: Json | None) -> None:
+        self._changed(old, new, pods=True)
+
+    def _changed(self, old: Json | None, new: Json | None, *, pods: bool) -> None:
+        """An object may also change its label, and so its graph."""
+        for item in (old, new):
+            if item is None:
+                continue
+            place = _place(item)
+            if place is None:
+                continue
+            family = self._families.setdefault(place, _Family())
+            name = item["metadata"]["name"]
+            if pods:
+                family.pods.pop(name, None)
+                if item is new and new is not None:
+                    family.pods[name] = new
+            else:
+                key = item["kind"], name
+                family.children.pop(key, None)
+                if item is new and new is not None:
+                    family.children[key] = new
+                self._caught_up(place[0], key, old, new)
+            owner = family.graph
+            self._tidy(place, family)
+            if owner is not None:
+                self._on_due((owner["metadata"]["namespace"], owner["metadata"]["name"]))
+
+    def _tidy(self, place: tuple[str, str], family: _Family) -> None:
+        if family.graph is None and not family.children and not family.pods:
+            self._families.pop(place, None)
+
+    # our own writes
+
+    def wrote(self, item: Json) -> None:
+        """The API server's answer to a write: the object as it is since then."""
+        key = item["kind"], item["metadata"]["name"]
+        self._ahead[item["metadata"]["namespace"], key] = child(item)
+
+    def deleted(self, namespace: str, key: Key, uid: str) -> None:
+        """The object with this uid was told to go."""
+        self._ahead[namespace, key] = uid
+
+    def _caught_up(self, namespace: str, key: Key, old: Json | None, new: Json | None) -> None:
+        """The cache went from `old` to `new`: does it show our own write by now?"""
+        ahead = self._ahead.get((namespace, key))
+        if ahead is None:
+            return
+        if isinstance(ahead, str):
+            shown = new is None or new["metadata"]["uid"] != ahead
+        elif new is not None:
+            shown = _version(new) >= _version(ahead)
+        else:
+            shown = old is not None and old["metadata"]["uid"] == ahead["metadata"]["uid"]
+        if shown:
+            del self._ahead[namespace, key]
+
+    # called by reconciles
+
+    @property
+    def graphs(self) -> Iterable[Json]:
+        return [f.graph for f in self._families.values() if f.graph is not None]
+
+    def raw(self, key: GraphKey) -> Json | None:
+        """The graph as it is cached; None if there is none of that name."""
+        family = self._families.get((key[0], names.bounded(key[1])))
+        found = family.graph if family is not None else None
+        return found if found is not None and found["metadata"]["name"] == key[1] else None
+
+    def observe(self, raw: Json, apis: frozenset[str]) -> Observed:
+        """Everything of the graph `raw`. Raises pydantic's `ValidationError` if it is none."""
+        metadata = raw["metadata"]
+        namespace, uid = metadata["namespace"], metadata["uid"]
+        family = self._families.get((namespace, names.bounded(metadata["name"])), _Family())
+        children: dict[Key, Json] = {}
+        for key, item in family.children.items():
+            ahead = self._ahead.get((namespace, key))
+            if isinstance(ahead, str):
+                if item["metadata"]["uid"] == ahead:
+                    continue
+            elif ahead is not None:
+                item = ahead
+            if _owned_by(item, uid):
+                children[key] = item
+        for (where, key), ahead in self._ahead.items():
+            if where == namespace and not isinstance(ahead, str) and _owned_by(ahead, uid):
+                children[key] = ahead
+        return Observed(
+            graph=parsed(raw),
+            raw=raw,
+            children=children,
+            pods=tuple(family.pods[name] for name in sorted(family.pods)),
+            apis=apis,
+        )
+
+    def forget(self, namespace: str, uid: str) -> None:
+        """The graph with this uid is gone; so is what was written for it."""
+        for place, ahead in list(self._ahead.items()):
+            if place[0] == namespace and not isinstance(ahead, str) and _owned_by(ahead, uid):
+                del self._ahead[place]
+
+
+def parsed(raw: Json) -> DynamoGraphDeployment:
+    """The graph as a model. Raises pydantic's `ValidationError`."""
+    return DynamoGraphDeployment.model_validate(
+        {key: raw[key] for key in ("apiVersion", "kind", "metadata", "spec") if key in raw}
+    )
+
+
+def _place(item: Json) -> tuple[str, str] | None:
+    metadata = item["metadata"]
+    label = (metadata.get("labels") or {}).get(names.GRAPH_LABEL)
+    return None if label is None else (metadata["namespace"], label)
+
+
+def _owned_by(item: Json, uid: str) -> bool:
+    owners: Any = item["metadata"].get("ownerReferences") or ()
+    return any(owner.get("uid") == uid for owner in owners)
+
+
+def _version(item: Json) -> int:
+    """resourceVersions of one kind compare as numbers (guaranteed since Kubernetes 1.35)."""
+    text = str(item["metadata"].get("resourceVersion", ""))
+    return int(text) if text.isdigit() else 0
+
+
+__all__ = ["CHILDREN", "OPTIONAL_CHILDREN", "GraphIndex", "GraphKey", "ValidationError"]

@@ -1,0 +1,387 @@
+"""From what is observed of a graph to the plan for it. Pure: one `Observed` in, one `Plan` out.
+
+The order of the decisions: which revision's templates run (the wanted ones, the kept ones of an
+older operator, or the last good ones) · how many replicas each component has · how far the rollout
+by generations may go · which restart stamps the pods carry · what is superfluous.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from dynamo_crds.v1beta1 import DynamoGraphDeployment
+from pydantic import ValidationError
+
+from dynamo_operator.reconcile import replicas, restart, revisions, rollout
+from dynamo_operator.reconcile.observed import Json, Key, Observed
+from dynamo_operator.reconcile.ownership import stamped
+from dynamo_operator.reconcile.plan import ComponentPlan, Plan, RestartPlan, Rollback
+from dynamo_operator.reconcile.revisions import Revision
+from dynamo_operator.render import (
+    Kept,
+    Platform,
+    Rendered,
+    RenderedComponent,
+    Scale,
+    names,
+    render_with_notes,
+    template_inputs,
+)
+
+ROLLBACK_ANNOTATION = "nvidia.com/auto-rollback"
+ADAPTER = "DynamoGraphDeploymentScalingAdapter"
+WORKLOADS = ("Deployment", "LeaderWorkerSet")
+
+
+def plan(observed: Observed, platform: Platform) -> Plan:
+    """What is to be true of the graph."""
+    known = revisions.read(observed)
+    fresh = render_with_notes(observed.graph, platform)
+    current, kept = _current_revision(observed, known, fresh)
+    graph = observed.graph
+    rollback = None
+    good = revisions.last_good(known, current)
+    if current.state == revisions.FAILED and good is not None and _may_roll_back(observed):
+        rolled_back = _with_workers_of(graph, current, good)
+        if rolled_back is not None:
+            graph = rolled_back
+            kept = Kept(good.worker_hash, {**current.templates, **_workers(good)})
+            rollback = Rollback(current.worker_hash, good.worker_hash, current.reason)
+
+    rendered = render_with_notes(graph, platform, kept=kept)
+    live = {
+        component.name: workload
+        for component in rendered.components
+        if (workload := observed.children.get((component.workload_kind, component.workload)))
+    }
+    old = _old_workloads(observed, rendered)
+    decisions = _decide(observed, rendered, live, old)
+    bounds = {component.name: _bounds(observed, component) for component in rendered.components}
+    step = _step(rendered, decisions, live, old, bounds)
+    restarts = restart.plan(
+        graph.spec.restart, [component.name for component in rendered.components], live
+    )
+    final = render_with_notes(
+        graph,
+        platform,
+        kept=kept,
+        scale={
+            name: Scale(
+                None if decision.yielded else step.new.get(name, decision.replicas),
+                str(decision.marker or ""),
+            )
+            for name, decision in decisions.items()
+        },
+        restarts=restarts.stamps if restarts is not None else {},
+    )
+    kept_revisions = [
+        current,
+        good if rollback else revisions.last_good([*known, current], current),
+    ]
+    manifests = [current.manifest(observed), *map(_without_number, final.manifests)]
+    owned = tuple(stamped(_owned(manifest, observed)) for manifest in manifests)
+    return Plan(
+        manifests=owned,
+        seeds=_seeds(final, decisions, live) if not old else _seeds(final, decisions, {}),
+        scale={
+            (kind, name): step.old[name]
+            for kind, name, _, workload in old
+            if name in step.old and int(workload["spec"].get("replicas", 1)) != step.old[name]
+        },
+        delete=_superfluous(
+            observed, owned, old, step, revisions.superfluous(known, kept_revisions)
+        ),
+        components=tuple(
+            _component(component, decisions[component.name], old) for component in final.components
+        ),
+        notes=tuple(fresh.notes),
+        worker_hash=final.worker_hash,
+        rollback=rollback,
+        restart=restarts if restarts is not None and restarts.id else None,
+    )
+
+
+# --- which templates
+
+
+def _current_revision(
+    observed: Observed, known: list[Revision], fresh: Rendered
+) -> tuple[Revision, Kept | None]:
+    """The revision of what is wanted, judged by what has become of it, and what to keep of it."""
+    made = revisions.made(
+        observed,
+        template_inputs(observed.graph),
+        fresh.worker_hash,
+        [component.name for component in fresh.components if component.kind == "worker"],
+        {component.name: component.templates for component in fresh.components},
+    )
+    current = revisions.current(known, made)
+    if not current.state:
+        why = rollout.failure(observed, current.worker_hash, current.workers)
+        if why:
+            current = replace(current, state=revisions.FAILED, reason=why)
+        elif _is_ready(observed):
+            current = replace(current, state=revisions.GOOD)
+    elif current.state == revisions.FAILED and not _may_roll_back(observed):
+        # Nobody goes back from it, so whether it fails is seen afresh each time.
+        why = rollout.failure(observed, current.worker_hash, current.workers)
+        state = revisions.FAILED if why else ""
+        current = replace(current, state=state, reason=why)
+    return current, Kept(current.worker_hash, current.templates)
+
+
+def _is_ready(observed: Observed) -> bool:
+    """Whether the graph as it is now was last seen ready, all of it."""
+    return any(
+        condition.get("type") == "Ready"
+        and condition.get("status") == "True"
+        and condition.get("observedGeneration") == observed.generation
+        for condition in observed.status.get("conditions") or ()
+    )
+
+
+def _may_roll_back(observed: Observed) -> bool:
+    return observed.annotations.get(ROLLBACK_ANNOTATION, "").lower() == "true"
+
+
+def _workers(revision: Revision) -> dict[str, Mapping[str, Json]]:
+    return {
+        name: template for name, template in revision.templates.items() if name in revision.workers
+    }
+
+
+def _with_workers_of(
+    graph: DynamoGraphDeployment, current: Revision, good: Revision
+) -> DynamoGraphDeployment | None:
+    """`graph` with the workers of `good` in place of its own; numbers stay the graph's. None if
+    that makes no valid graph."""
+    wanted = graph.manifest()
+    numbers = {
+        component["name"]: {
+            key: component[key] for key in ("replicas", "scalingAdapter") if key in component
+        }
+        for component in wanted["spec"].get("components", [])
+    }
+    others = [
+        component
+        for component in wanted["spec"].get("components", [])
+        if component["name"] not in (*current.workers, *good.workers)
+    ]
+    workers = []
+    for component in good.spec.get("components", []):
+        name = component.get("name")
+        if name in good.workers:
+            size = numbers.get(name)
+            plain = {
+                key: value
+                for key, value in component.items()
+                if size is None or key not in ("replicas", "scalingAdapter")
+            }
+            workers.append({**plain, **(size or {})})
+    spec: dict[str, Any] = {**wanted["spec"], "components": [*others, *workers]}
+    try:
+        return DynamoGraphDeployment.model_validate({**wanted, "spec": spec})
+    except ValidationError:
+        return None
+
+
+# --- numbers
+
+
+OldWorkload = tuple[str, str, str, Json]
+"""kind, name, component and the object: a worker's workload of an earlier generation."""
+
+
+def _old_workloads(observed: Observed, rendered: Rendered) -> list[OldWorkload]:
+    """Workloads of workers that the current rendering does not have; those to be given up first
+    at the front: of generations of which less is ready."""
+    current = {(component.workload_kind, component.workload) for component in rendered.components}
+    found: list[OldWorkload] = []
+    for kind in WORKLOADS:
+        for workload in observed.of_kind(kind):
+            name = workload["metadata"]["name"]
+            labels = workload["metadata"].get("labels") or {}
+            if (kind, name) in current or labels.get(names.CLASS_LABEL) != "worker":
+                continue
+            if workload["metadata"].get("deletionTimestamp"):
+                continue
+            found.append((kind, name, labels.get(names.COMPONENT_LABEL, ""), workload))
+
+    ready: dict[str, int] = {}
+    for _, _, _, workload in found:
+        generation = _hash(workload)
+        ready[generation] = min(ready.get(generation, 1 << 30), _ready(workload))
+    return sorted(found, key=lambda entry: (ready[_hash(entry[3])], _hash(entry[3]), entry[1]))
+
+
+def _hash(workload: Json) -> str:
+    return str((workload["metadata"].get("labels") or {}).get(names.WORKER_HASH_LABEL, ""))
+
+
+def _ready(workload: Json) -> int:
+    status = workload.get("status") or {}
+    return int(status.get("availableReplicas", status.get("readyReplicas", 0)) or 0)
+
+
+def _counts(component: str, name: str, workload: Json) -> rollout.Workload:
+    number = int((workload.get("spec") or {}).get("replicas", 1))
+    return rollout.Workload(name, component, number, _ready(workload))
+
+
+def _decide(
+    observed: Observed,
+    rendered: Rendered,
+    live: Mapping[str, Json],
+    old: Sequence[OldWorkload],
+) -> dict[str, replicas.Decision]:
+    found = {}
+    wanted = {component.name: component for component in observed.graph.spec.components}
+    for component in rendered.components:
+        remembering = live.get(component.name) or next(
+            (w for _, _, name, w in reversed(old) if name == component.name), None
+        )
+        adapter = observed.children.get(
+            (ADAPTER, names.adapter_name(observed.name, component.name))
+        )
+        number = None
+        spec = wanted.get(component.name)
+        if (
+            adapter is not None
+            and spec is not None
+            and spec.scaling_adapter is not None
+            and not adapter["metadata"].get("deletionTimestamp")
+        ):
+            number = int(adapter["spec"]["replicas"])
+        found[component.name] = replicas.decide(component.replicas, number, remembering)
+    return found
+
+
+def _bounds(observed: Observed, component: RenderedComponent) -> rollout.Bounds:
+    """Surge and unavailability: upstream's annotations on the pod template or the graph."""
+    template = next(iter(component.templates.values()), {})
+    sources = (
+        (template.get("metadata") or {}).get("annotations") or {},
+        observed.graph.spec.annotations,
+        observed.annotations,
+    )
+
+    def setting(annotation: str) -> str:
+        return next((source[annotation] for source in sources if source.get(annotation)), "25%")
+
+    return rollout.Bounds(setting(names.SURGE_ANNOTATION), setting(names.UNAVAILABLE_ANNOTATION))
+
+
+def _step(
+    rendered: Rendered,
+    decisions: Mapping[str, replicas.Decision],
+    live: Mapping[str, Json],
+    old: Sequence[OldWorkload],
+    bounds: Mapping[str, rollout.Bounds],
+) -> rollout.Step:
+    """Numbers for workers while an earlier generation is there; none where there is none."""
+    if not old:
+        return rollout.Step({}, {})
+    workers = [c.name for c in rendered.components if c.kind == "worker"]
+    return rollout.step(
+        {name: decisions[name].replicas for name in workers},
+        {
+            component.name: _counts(component.name, component.workload, live[component.name])
+            for component in rendered.components
+            if component.name in workers and component.name in live
+        },
+        [_counts(component, name, workload) for _, name, component, workload in old],
+        bounds,
+    )
+
+
+# --- the objects
+
+
+def _without_number(manifest: Json) -> Json:
+    """An adapter's number is whoever's scales it; only its first one is ours (`_seeds`)."""
+    if manifest["kind"] != ADAPTER:
+        return manifest
+    spec = {key: value for key, value in manifest["spec"].items() if key != "replicas"}
+    return {**manifest, "spec": spec}
+
+
+def _seeds(
+    final: Rendered, decisions: Mapping[str, replicas.Decision], live: Mapping[str, Json]
+) -> dict[Key, int]:
+    """The numbers that new adapters begin with: what runs. While a rollout has two workloads of
+    a component, that is what they add up to in the end."""
+    found = {}
+    for manifest in final.manifests:
+        if manifest["kind"] == ADAPTER:
+            name = manifest["spec"]["dgdRef"]["componentName"]
+            workload, decision = live.get(name), decisions[name]
+            number = decision.replicas
+            if workload is not None and decision.by == "graph":
+                number = int(workload["spec"].get("replicas", number))
+            found[ADAPTER, manifest["metadata"]["name"]] = number
+    return found
+
+
+def _owned(manifest: Json, observed: Observed) -> Json:
+    """`manifest` as a child of the graph: garbage collection deletes it with the graph."""
+    owner = {
+        "apiVersion": observed.raw["apiVersion"],
+        "kind": observed.raw["kind"],
+        "name": observed.name,
+        "uid": observed.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    return {**manifest, "metadata": {**manifest["metadata"], "ownerReferences": [owner]}}
+
+
+def _superfluous(
+    observed: Observed,
+    manifests: Sequence[Json],
+    old: Sequence[OldWorkload],
+    step: rollout.Step,
+    old_revisions: Sequence[str],
+) -> tuple[Key, ...]:
+    """Children to delete: what is not rendered any more, old generations once they are empty."""
+    wanted = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in manifests}
+    emptied = {
+        (kind, name)
+        for kind, name, _, workload in old
+        if step.old.get(name) == 0
+        and int(workload["spec"].get("replicas", 1)) == 0
+        and int((workload.get("status") or {}).get("replicas", 0) or 0) == 0
+    }
+    serving = {(kind, name) for kind, name, _, _ in old} - emptied
+    result: list[Key] = []
+    for key, child in sorted(observed.children.items()):
+        if key in wanted or key in serving or child["metadata"].get("deletionTimestamp"):
+            continue
+        if key[0] == "ControllerRevision" and key[1] not in old_revisions:
+            continue
+        if key[0] == "PersistentVolumeClaim":
+            continue  # what a volume holds is not given up for an edit; it goes with the graph
+        result.append(key)
+    return tuple(result)
+
+
+def _component(
+    component: RenderedComponent, decision: replicas.Decision, old: Sequence[OldWorkload]
+) -> ComponentPlan:
+    ruled = decision.by not in ("graph", "kept")
+    differs = component.replicas != decision.replicas
+    return ComponentPlan(
+        name=component.name,
+        kind=component.kind,
+        role=component.role,
+        workload_kind=component.workload_kind,
+        workload=component.workload,
+        replicas=decision.replicas,
+        scaled_by=decision.by,
+        ignored_replicas=component.replicas if ruled and differs else None,
+        old_workloads=tuple(name for _, name, owner, _ in old if owner == component.name),
+    )
+
+
+__all__ = ["ADAPTER", "ROLLBACK_ANNOTATION", "RestartPlan", "plan"]

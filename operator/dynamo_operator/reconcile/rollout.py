@@ -1,0 +1,186 @@
+"""Rolling out workers by generations, and telling that a new generation fails.
+
+Where prefill and decode workers are apart, each generation has Deployments of its own, and one that
+is half there is worth nothing: its scarcest role decides how much of it counts. So the old one
+shrinks in all roles together, only by what the new one can already take over.
+
+Pure: counts in, counts out. Source of surge and unavailability: Kubernetes' Deployments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dynamo_operator.reconcile.observed import Json, Observed
+from dynamo_operator.render import names
+
+DEFAULT_BOUND = "25%"
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How far a rollout may go above and below the wanted number: counts or percentages."""
+
+    surge: int | str = DEFAULT_BOUND
+    unavailable: int | str = DEFAULT_BOUND
+
+    def of(self, replicas: int) -> tuple[int, int]:
+        """(pods above, pods below) for so many replicas; both zero would be a standstill."""
+        surge = _count(self.surge, replicas, math.ceil)
+        unavailable = min(replicas, _count(self.unavailable, replicas, math.floor))
+        return (1 if surge == unavailable == 0 else surge), unavailable
+
+
+def _count(bound: int | str, replicas: int, rounded: Any) -> int:
+    if isinstance(bound, int):
+        return max(0, bound)
+    text = bound.strip()
+    if text.endswith("%") and text[:-1].isdigit():
+        return int(rounded(int(text[:-1]) * replicas / 100))
+    if text.isdigit():
+        return int(text)
+    return _count(DEFAULT_BOUND, replicas, rounded)
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One workload of one generation, as it is."""
+
+    name: str
+    component: str
+    replicas: int
+    """What its spec says."""
+    ready: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The numbers to set next."""
+
+    new: Mapping[str, int]
+    """Component -> replicas of its workload of the new generation."""
+    old: Mapping[str, int]
+    """Name of an old workload -> replicas."""
+
+
+def step(
+    wanted: Mapping[str, int],
+    new: Mapping[str, Workload],
+    old: Sequence[Workload],
+    bounds: Mapping[str, Bounds],
+) -> Step:
+    """The next step from the `old` generations to the `new` one.
+
+    `wanted`: component -> replicas; `new`: component -> its workload, where it exists; `old`: the
+    workloads of all earlier generations, those to be given up first at the front; `bounds` by
+    component. Repeated as pods become ready, it ends with `new` at `wanted` and `old` at 0. In
+    each role at least wanted - unavailable of the ready pods stay, the new ones counted only as
+    far as all roles of their generation are there; at most wanted + surge exist.
+    """
+    share = (
+        min(
+            (min(1.0, new[name].ready / count) if name in new else 0.0)
+            for name, count in wanted.items()
+            if count > 0
+        )
+        if any(wanted.values())
+        else 1.0
+    )
+    whole = share >= 1.0
+    to_new: dict[str, int] = {}
+    to_old: dict[str, int] = {}
+    for name, count in wanted.items():
+        surge, unavailable = bounds.get(name, Bounds()).of(count)
+        mine = [workload for workload in old if workload.component == name]
+        running = new[name].replicas if name in new else 0
+        counted = count if whole else math.floor(share * count)
+        left = 0 if whole else max(0, count - unavailable - counted)
+        to_old |= _shrunk(mine, left)
+        room = count + surge - sum(workload.replicas for workload in mine)
+        to_new[name] = min(count, max(room, running, 0))
+    for workload in old:
+        if workload.component not in wanted:
+            # A role that is no more serves until the new generation does.
+            to_old[workload.name] = 0 if whole else workload.replicas
+    return Step(to_new, to_old)
+
+
+def _shrunk(workloads: Sequence[Workload], left: int) -> dict[str, int]:
+    """Numbers for `workloads` (first ones given up first) so that `left` ready pods stay. Pods
+    that are not ready serve nobody and go at once."""
+    result = {}
+    for workload in reversed(workloads):
+        result[workload.name] = min(workload.replicas, workload.ready, left)
+        left -= result[workload.name]
+    return result
+
+
+# --- failing
+
+
+_STARTS_NEVER = frozenset(
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "ErrImageNeverPull",
+        "CreateContainerConfigError",
+        "CreateContainerError",
+        "RunContainerError",
+    }
+)
+CRASHES = 2
+"""Restarts after which a container that crashes counts as broken."""
+
+
+def failure(observed: Observed, worker_hash: str, workers: Iterable[str]) -> str:
+    """Why the containers of a generation of workers fail, in one sentence; "" if they don't.
+
+    A component fails if a container of one of its pods can't start or keeps crashing and none of
+    its pods is ready. A pod that waits for a node, a quota or a volume is no failure of what is in
+    it.
+    """
+    pods: dict[str, list[Json]] = {name: [] for name in workers}
+    for pod in observed.pods:
+        labels = pod["metadata"].get("labels") or {}
+        component = labels.get(names.COMPONENT_LABEL, "")
+        if labels.get(names.WORKER_HASH_LABEL) == worker_hash and component in pods:
+            pods[component].append(pod)
+    for component, members in sorted(pods.items()):
+        if any(_ready(pod) for pod in members):
+            continue
+        for pod in members:
+            if why := broken(pod):
+                return f"component {component}: {why}"
+    return ""
+
+
+def _ready(pod: Json) -> bool:
+    conditions = (pod.get("status") or {}).get("conditions") or ()
+    return any(c.get("type") == "Ready" and c.get("status") == "True" for c in conditions)
+
+
+def broken(pod: Json) -> str:
+    """Why a container of the pod will not come up by itself; "" if none is known to be broken."""
+    status = pod.get("status") or {}
+    for container in (
+        *(status.get("initContainerStatuses") or ()),
+        *(status.get("containerStatuses") or ()),
+    ):
+        name = container.get("name", "")
+        state = container.get("state") or {}
+        waiting = state.get("waiting") or {}
+        reason = waiting.get("reason", "")
+        if reason in _STARTS_NEVER:
+            message = str(waiting.get("message", "")).strip()
+            return f"container {name}: {reason}{f': {message}' if message else ''}"
+        if reason == "CrashLoopBackOff" and int(container.get("restartCount", 0)) >= CRASHES:
+            last = (container.get("lastState") or {}).get("terminated") or {}
+            said = str(last.get("message", "")).strip().splitlines()
+            code = last.get("exitCode")
+            text = f"container {name} crashes (exit code {code})"
+            return f"{text}: {said[-1]}" if said else text
+    return ""
