@@ -100,6 +100,12 @@ class KubernetesClient:
         access = await access_from(os.environ, kubeconfig=kubeconfig, context=context)
         return cls(access, user_agent=user_agent, on_request=on_request)
 
+    async def __aenter__(self) -> KubernetesClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
     async def close(self) -> None:
         await self._session.close()
         await self._watches.close()
