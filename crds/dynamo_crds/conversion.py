@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from dynamo_crds import v1alpha1, v1beta1
 from dynamo_crds.pod import MAIN
-from dynamo_crds.schema import Model, is_quantity, quantity_number
+from dynamo_crds.schema import Model, is_quantity, pruned, quantity_number
 
 SAID_IN_V1ALPHA1 = "nvidia.com/dynamo-platform-v1alpha1"
 """Annotation of a v1beta1 object: what its v1alpha1 form says that v1beta1 cannot."""
@@ -376,7 +376,7 @@ def _status_to_v1alpha1(status: Json) -> Json:
 
 
 def _digest(model: type[Model], section: Json, fill: Json) -> str:
-    full = model.model_validate({**section, **_fill(model, fill)}).model_dump(
+    full = model.lenient({**section, **_fill(model, fill)}).model_dump(
         mode="json", by_alias=True, exclude_none=True
     )
     text = json.dumps(full, sort_keys=True, separators=(",", ":"))
@@ -441,7 +441,7 @@ def _original(record: Any, model: type[Model], fill: Json) -> Json | None:
     if not isinstance(section, dict):
         return None
     try:
-        model.model_validate({**section, **_fill(model, fill)}, by_alias=True, by_name=False)
+        model.lenient({**section, **_fill(model, fill)})
     except ValidationError:
         return None
     return section
@@ -594,6 +594,24 @@ def _adapter(
     return target
 
 
+def _adapter_to_v1beta1(source: Json) -> Json:
+    return _adapter(
+        source,
+        v1beta1.API_VERSION,
+        ("serviceName", "componentName"),
+        (SAID_IN_V1BETA1, SAID_IN_V1ALPHA1),
+    )
+
+
+def _adapter_to_v1alpha1(source: Json) -> Json:
+    return _adapter(
+        source,
+        v1alpha1.API_VERSION,
+        ("componentName", "serviceName"),
+        (SAID_IN_V1ALPHA1, SAID_IN_V1BETA1),
+    )
+
+
 # --- entrances ------------------------------------------------------------------------------------
 
 
@@ -612,12 +630,7 @@ def adapter_to_v1beta1(
 ) -> v1beta1.DynamoGraphDeploymentScalingAdapter:
     """The scaling adapter in v1beta1's form."""
     return v1beta1.DynamoGraphDeploymentScalingAdapter.model_validate(
-        _adapter(
-            adapter.manifest(),
-            v1beta1.API_VERSION,
-            ("serviceName", "componentName"),
-            (SAID_IN_V1BETA1, SAID_IN_V1ALPHA1),
-        )
+        _adapter_to_v1beta1(adapter.manifest())
     )
 
 
@@ -626,35 +639,50 @@ def adapter_to_v1alpha1(
 ) -> v1alpha1.DynamoGraphDeploymentScalingAdapter:
     """The scaling adapter in v1alpha1's form."""
     return v1alpha1.DynamoGraphDeploymentScalingAdapter.model_validate(
-        _adapter(
-            adapter.manifest(),
-            v1alpha1.API_VERSION,
-            ("componentName", "serviceName"),
-            (SAID_IN_V1ALPHA1, SAID_IN_V1BETA1),
-        )
+        _adapter_to_v1alpha1(adapter.manifest())
     )
 
 
 def convert(manifest: Json, api_version: str) -> Json:
     """A manifest of one of our kinds in the version `api_version`, as a conversion webhook needs.
 
-    Raises ValueError for another kind or version, pydantic's ValidationError for a wrong manifest.
+    What exists must stay readable: an object that breaks a rule is converted all the same, and
+    fields that are unknown here come back on the way back. Metadata stays as it is but for one
+    annotation. Raises ValueError for another kind or version, pydantic's ValidationError where a
+    value is of a wrong type.
     """
     source, kind = manifest.get("apiVersion"), manifest.get("kind")
     if source == api_version:
         return manifest
-    match kind, api_version:
-        case "DynamoGraphDeployment", v1beta1.API_VERSION:
-            return to_v1beta1(v1alpha1.DynamoGraphDeployment.model_validate(manifest)).manifest()
-        case "DynamoGraphDeployment", v1alpha1.API_VERSION:
-            return to_v1alpha1(v1beta1.DynamoGraphDeployment.model_validate(manifest)).manifest()
-        case "DynamoGraphDeploymentScalingAdapter", v1beta1.API_VERSION:
-            old = v1alpha1.DynamoGraphDeploymentScalingAdapter.model_validate(manifest)
-            return adapter_to_v1beta1(old).manifest()
-        case "DynamoGraphDeploymentScalingAdapter", v1alpha1.API_VERSION:
-            new = v1beta1.DynamoGraphDeploymentScalingAdapter.model_validate(manifest)
-            return adapter_to_v1alpha1(new).manifest()
-    raise ValueError(f"no conversion of {kind} from {source} to {api_version}")
+    way = _WAYS.get((str(kind), str(source), api_version))
+    if way is None:
+        raise ValueError(f"no conversion of {kind} from {source} to {api_version}")
+    model, translate = way
+    metadata = manifest.get("metadata") or {}
+    said = pruned(model, {key: value for key, value in manifest.items() if key != "metadata"})
+    said["metadata"] = {**metadata, "annotations": metadata.get("annotations") or {}}
+    model.lenient({**said, "metadata": {"name": metadata.get("name") or "unnamed"}})
+    return translate(said)
+
+
+_WAYS: dict[tuple[str, str, str], tuple[type[Model], Callable[[Json], Json]]] = {
+    ("DynamoGraphDeployment", v1alpha1.API_VERSION, v1beta1.API_VERSION): (
+        v1alpha1.DynamoGraphDeployment,
+        _graph_to_v1beta1,
+    ),
+    ("DynamoGraphDeployment", v1beta1.API_VERSION, v1alpha1.API_VERSION): (
+        v1beta1.DynamoGraphDeployment,
+        _graph_to_v1alpha1,
+    ),
+    ("DynamoGraphDeploymentScalingAdapter", v1alpha1.API_VERSION, v1beta1.API_VERSION): (
+        v1alpha1.DynamoGraphDeploymentScalingAdapter,
+        _adapter_to_v1beta1,
+    ),
+    ("DynamoGraphDeploymentScalingAdapter", v1beta1.API_VERSION, v1alpha1.API_VERSION): (
+        v1beta1.DynamoGraphDeploymentScalingAdapter,
+        _adapter_to_v1alpha1,
+    ),
+}
 
 
 def said_in_v1alpha1(graph: v1beta1.DynamoGraphDeployment) -> v1alpha1.GraphSpec:

@@ -8,8 +8,8 @@ closed objects prune what they do not declare. Cross-field rules become CEL.
 Two versions of different shape are served, so the conversion strategy is `Webhook`, never `None`:
 with `None` the API server would relabel a v1alpha1 object as v1beta1 and prune its services. The
 files name the operator's conversion service by its default; an installer that puts it elsewhere
-generates with `--service` or replaces `spec.conversion.webhook.clientConfig.service`, and in either
-case fills `caBundle`, which is a fact of the cluster.
+generates with `--service`, and in either case the webhook fills `caBundle`, which is a fact of the
+cluster. Where no webhook runs, v1alpha1 must not be served either (`definition(kind, None)`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ from dynamo_crds import v1alpha1, v1beta1
 from dynamo_crds.schema import Resource
 
 Json = dict[str, Any]
+
+OWNER_LABEL = "app.kubernetes.io/managed-by"
+OWNER = "dynamo-operator"
+"""Tells our CRDs from those of an installed Dynamo, which have the same names."""
 
 DEFAULT_OUT = Path(__file__).resolve().parent.parent
 HEADER = "# Generated from the models by `python -m dynamo_crds.generate`; do not edit.\n"
@@ -76,6 +80,11 @@ class Kind:
         return f"{self.kind.lower()}s"
 
     @property
+    def crd(self) -> str:
+        """Name of the CustomResourceDefinition."""
+        return f"{self.plural}.{v1beta1.GROUP}"
+
+    @property
     def file(self) -> str:
         return f"{v1beta1.GROUP}_{self.plural}.yaml"
 
@@ -85,10 +94,15 @@ def _column(name: str, path: str, kind: str = "string", description: str = "") -
     return {**column, "description": description} if description else column
 
 
+_READY = '.status.conditions[?(@.type=="Ready")]'
+
 _GRAPH_COLUMNS = (
-    _column("Ready", '.status.conditions[?(@.type=="Ready")].status', description="Ready"),
+    _column("Ready", f"{_READY}.status", description="Whether all of it runs and gets traffic"),
+    _column("State", ".status.state", description="Summary of the conditions"),
     _column("Backend", ".spec.backendFramework", description="Engine"),
     _column("Age", ".metadata.creationTimestamp", "date"),
+    # Last, because it is as long as it needs to be: one line says what is wrong.
+    _column("Why", f"{_READY}.message", description="Why it is ready or not"),
 )
 
 
@@ -96,7 +110,8 @@ def _adapter_columns(name: str, field: str) -> tuple[Json, ...]:
     return (
         _column("DGD", ".spec.dgdRef.name", description="Graph"),
         _column(name, f".spec.dgdRef.{field}", description="What is scaled"),
-        _column("REPLICAS", ".status.replicas", "integer", "Observed replicas"),
+        _column("REPLICAS", ".spec.replicas", "integer", "Wanted replicas"),
+        _column("CURRENT", ".status.replicas", "integer", "Observed replicas"),
         _column("AGE", ".metadata.creationTimestamp", "date"),
     )
 
@@ -192,13 +207,15 @@ def _version(kind: Kind, name: str, model: type[Resource], *, storage: bool) -> 
     return entry
 
 
-def definition(kind: Kind, service: WebhookService) -> Json:
-    """The CustomResourceDefinition of one kind."""
+def definition(kind: Kind, service: WebhookService | None) -> Json:
+    """The CustomResourceDefinition of one kind; without a webhook only v1beta1 is served."""
+    old = _version(kind, v1alpha1.VERSION, v1alpha1.KINDS[kind.kind], storage=False)
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
         "metadata": {
-            "name": f"{kind.plural}.{v1beta1.GROUP}",
+            "name": kind.crd,
+            "labels": {OWNER_LABEL: OWNER},
             "annotations": {"helm.sh/resource-policy": "keep"},
         },
         "spec": {
@@ -213,24 +230,24 @@ def definition(kind: Kind, service: WebhookService) -> Json:
             },
             "versions": [
                 _version(kind, v1beta1.VERSION, v1beta1.KINDS[kind.kind], storage=True),
-                _version(kind, v1alpha1.VERSION, v1alpha1.KINDS[kind.kind], storage=False),
+                old if service is not None else {**old, "served": False},
             ],
-            "conversion": {
-                "strategy": "Webhook",
-                "webhook": {
-                    "clientConfig": {
-                        "service": {
-                            "namespace": service.namespace,
-                            "name": service.name,
-                            "path": service.path,
-                            "port": service.port,
-                        }
-                    },
-                    "conversionReviewVersions": ["v1"],
-                },
-            },
+            "conversion": _conversion(service),
         },
     }
+
+
+def _conversion(service: WebhookService | None) -> Json:
+    if service is None:
+        return {"strategy": "None"}
+    place = {
+        "namespace": service.namespace,
+        "name": service.name,
+        "path": service.path,
+        "port": service.port,
+    }
+    webhook = {"clientConfig": {"service": place}, "conversionReviewVersions": ["v1"]}
+    return {"strategy": "Webhook", "webhook": webhook}
 
 
 class _Dumper(yaml.SafeDumper):
@@ -240,7 +257,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def render(kind: Kind, service: WebhookService) -> str:
+def render(kind: Kind, service: WebhookService | None) -> str:
     """The text of one CRD file."""
     return HEADER + yaml.dump(
         definition(kind, service),

@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Self, get_args, get_origin
 
 from pydantic import (
@@ -29,6 +30,7 @@ from pydantic import (
     StrictFloat,
     StrictInt,
     ValidationError,
+    ValidationInfo,
     WithJsonSchema,
     model_validator,
 )
@@ -130,6 +132,10 @@ Opaque = Annotated[
 """An object that is somebody else's: any content, `null` included, is kept as it is."""
 
 
+LENIENT: Mapping[str, Any] = MappingProxyType({"lenient": True})
+"""Validation context in which only types are checked: see `Model.lenient`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Violation:
     """One broken rule: `path` is relative to the object that the rule is about."""
@@ -184,7 +190,9 @@ class Model(BaseModel):
         return drop_null_entries(data)
 
     @model_validator(mode="after")
-    def _apply_rules(self) -> Self:
+    def _apply_rules(self, info: ValidationInfo) -> Self:
+        if info.context is LENIENT:
+            return self
         if not self.rules and not any(_list_keys(f) for f in type(self).model_fields.values()):
             return self
         violations = list(own_violations(type(self), self.manifest()))
@@ -203,6 +211,17 @@ class Model(BaseModel):
                 ],
             )
         return self
+
+    @classmethod
+    def lenient(cls, data: Any) -> Self:
+        """`data` as this model, though it may break rules and have unknown fields (ignored).
+
+        For objects that exist already: what was accepted once must stay readable. Raises pydantic's
+        ValidationError for wrong types and missing fields.
+        """
+        return cls.model_validate(
+            data, by_alias=True, by_name=False, extra="ignore", context=LENIENT
+        )
 
     def manifest(self) -> dict[str, Any]:
         """The object as it stands in a manifest: only what was set, names in camelCase."""
@@ -250,11 +269,14 @@ class RawObject:
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        def check_core(value: dict[str, Any]) -> dict[str, Any]:
-            self.model.model_validate(value)
+        def check_core(value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+            if info.context is LENIENT:
+                self.model.lenient(value)
+            else:
+                self.model.model_validate(value)
             return value
 
-        return core_schema.no_info_after_validator_function(
+        return core_schema.with_info_after_validator_function(
             check_core, core_schema.no_info_before_validator_function(without_null, handler(source))
         )
 
@@ -390,6 +412,31 @@ def violations(model: type[Model], data: Any, path: Path = ()) -> Iterator[Viola
                 yield from violations(child.model, item, (*below, str(key)))
         elif child.container is None:
             yield from violations(child.model, value, below)
+
+
+def pruned(model: type[Model], data: Any) -> Any:
+    """`data` without the `null`s that the API server prunes; what is unknown or opaque stays."""
+    if not isinstance(data, dict):
+        return data
+    fields = {manifest_name(name, field): field for name, field in model.model_fields.items()}
+    result: dict[str, Any] = {}
+    for key, value in data.items():
+        if value is None:
+            continue
+        field = fields.get(key)
+        child = None if field is None else child_of(field)
+        if field is not None and any(isinstance(mark, RawObject) for mark in field.metadata):
+            result[key] = without_null(value)
+        elif child is None:
+            result[key] = value
+        elif child.container is list and isinstance(value, list):
+            result[key] = [pruned(child.model, item) for item in value]
+        elif child.container is dict and isinstance(value, dict):
+            items = drop_null_entries(value).items()
+            result[key] = {name: pruned(child.model, item) for name, item in items}
+        else:
+            result[key] = pruned(child.model, value)
+    return result
 
 
 def model_at(model: type[Model], path: Path) -> type[Model] | None:

@@ -191,6 +191,25 @@ def _picker_only(data: Any) -> Iterator[Violation]:
         yield Violation(("eppConfig",), data["eppConfig"], "absent, or type: epp")
 
 
+def _container_names(component: Any) -> list[str]:
+    template = component.get("podTemplate")
+    spec = template.get("spec") if isinstance(template, dict) else None
+    containers = spec.get("containers") if isinstance(spec, dict) else None
+    items = containers if isinstance(containers, list) else []
+    return [str(item.get("name")) for item in items if isinstance(item, dict)]
+
+
+def _sidecar_exists(data: Any) -> Iterator[Violation]:
+    sidecar = data.get("frontendSidecar")
+    if not isinstance(sidecar, str):
+        return
+    names = _container_names(data)
+    if sidecar not in names:
+        among = ": " + ", ".join(names) if names else ", and there is none"
+        expected = f"a container of podTemplate.spec.containers{among}"
+        yield Violation(("frontendSidecar",), sidecar, expected)
+
+
 class Component(Model):
     """One part of a graph: a frontend, a set of workers, a picker or a planner."""
 
@@ -266,6 +285,7 @@ class Component(Model):
             "!has(self.eppConfig) || (has(self.type) && self.type == 'epp')",
             check=_picker_only,
         ),
+        Rule("frontendSidecar must name a container", check=_sidecar_exists),
         *MIN_AVAILABLE_RULES,
     )
 

@@ -52,7 +52,7 @@ def validate_text(text: str, file: str) -> Report:
             report.notes.append(f"not checked: {what}")
             continue
         report.checked.append(label)
-        report.notes.extend(f"{label}: {note}" for note in _notes(parse(document)))
+        report.notes.extend(f"{label}: {note}" for note in notes(parse(document)))
     if not documents and not report.problems:
         report.problems.append(_empty(file))
     _report_duplicates(documents, report)
@@ -89,7 +89,8 @@ def _report_duplicates(documents: list[Document], report: Report) -> None:
             )
 
 
-def _notes(resource: Resource) -> Iterator[str]:
+def notes(resource: Resource) -> Iterator[str]:
+    """What is accepted but has no effect, or not the one that its author may expect."""
     if isinstance(resource, v1alpha1.DynamoGraphDeployment):
         yield from _v1alpha1_notes(resource)
         yield from _graph_notes(to_v1beta1(resource))

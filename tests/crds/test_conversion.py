@@ -20,8 +20,10 @@ from dynamo_crds.conversion import (
     to_v1beta1,
 )
 from dynamo_crds.load import load_documents, parse
+from dynamo_crds.schema import without_null
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 Json = dict[str, Any]
 
@@ -254,6 +256,78 @@ def test_convert_refuses_what_it_does_not_know(v1beta1_text: str) -> None:
         convert(yaml.safe_load(v1beta1_text), "nvidia.com/v2")
 
 
+SERVER_METADATA: Json = {
+    "name": "chat",
+    "namespace": "team",
+    "uid": "0c1d",
+    "resourceVersion": "7",
+    "generation": 2,
+    "creationTimestamp": "2026-01-01T00:00:00Z",
+    "labels": {"team": "search"},
+    "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{}"},
+    "finalizers": ["example.org/hold"],
+    "managedFields": [{"manager": "kubectl", "fieldsV1": {"f:spec": {}}, "subresource": None}],
+    "somethingNewer": {"of": ["a", "later", "Kubernetes"]},
+}
+
+
+@pytest.mark.parametrize("version", ["v1beta1", "v1alpha1"])
+def test_convert_touches_nothing_of_the_metadata_but_annotations(
+    version: str, v1beta1_text: str, v1alpha1_text: str
+) -> None:
+    manifest = yaml.safe_load(v1beta1_text if version == "v1beta1" else v1alpha1_text)
+    manifest["metadata"] = SERVER_METADATA
+    other = "nvidia.com/v1alpha1" if version == "v1beta1" else "nvidia.com/v1beta1"
+    there = convert(manifest, other)
+    annotations = there["metadata"]["annotations"]
+    assert annotations.items() >= SERVER_METADATA["annotations"].items()
+    assert {**there["metadata"], "annotations": {}} == {**SERVER_METADATA, "annotations": {}}
+    assert convert(there, f"nvidia.com/{version}") == {
+        **without_null(manifest),
+        "metadata": SERVER_METADATA,
+    }
+
+
+def test_convert_keeps_fields_that_only_a_newer_crd_knows(v1beta1_text: str) -> None:
+    """While an upgrade rolls out, an older webhook converts what a newer CRD has let in."""
+    stored = yaml.safe_load(v1beta1_text)
+    stored["spec"]["novelty"] = {"x": 1}
+    stored["spec"]["components"][1]["roles"] = [{"name": "leader"}]
+    stored["spec"]["components"][1]["multinode"]["elastic"] = True
+    stored["status"] = {"state": "pending", "mood": "good"}
+    served = convert(stored, v1alpha1.API_VERSION)
+    served["spec"]["services"]["Frontend"]["replicas"] = 3
+    back = convert(served, v1beta1.API_VERSION)
+    stored["spec"]["components"][0]["replicas"] = 3
+    assert back == stored
+
+
+def test_convert_takes_what_a_rule_would_refuse_today(v1beta1_text: str) -> None:
+    stored = yaml.safe_load(v1beta1_text)
+    stored["spec"]["components"][0]["frontendSidecar"] = "missing"
+    stored["spec"]["env"][0]["valueFrom"] = {"fieldRef": {"fieldPath": "status.podIP"}}
+    stored["spec"]["restart"] = {"id": "1", "strategy": {"order": ["Frontend"]}}
+    served = convert(stored, v1alpha1.API_VERSION)
+    assert convert(served, v1beta1.API_VERSION) == stored
+
+
+def test_convert_prunes_null_but_not_in_opaque_objects(v1beta1_text: str) -> None:
+    stored = yaml.safe_load(v1beta1_text)
+    stored["spec"]["priorityClassName"] = None
+    override = {"apiVersion": "grove.io/v1alpha1", "value": {"packDomain": None}}
+    stored["spec"]["components"][0]["providerOverride"] = override
+    back = convert(convert(stored, v1alpha1.API_VERSION), v1beta1.API_VERSION)
+    del stored["spec"]["priorityClassName"]
+    assert back == stored
+
+
+def test_convert_names_a_value_that_it_cannot_read(v1beta1_text: str) -> None:
+    stored = yaml.safe_load(v1beta1_text)
+    stored["spec"]["components"] = {"Frontend": {}}
+    with pytest.raises(ValidationError, match=r"spec\.components"):
+        convert(stored, v1alpha1.API_VERSION)
+
+
 def test_all_graphs_of_the_corpus_come_back_equal(corpora: Path) -> None:
     versions = {v1alpha1.API_VERSION: 0, v1beta1.API_VERSION: 0}
     for file in sorted((corpora / "manifests").glob("*.y*ml")):
@@ -418,6 +492,14 @@ alpha_graphs = st.fixed_dictionaries(
     }
 )
 
+
+def existing_sidecar(component: Json) -> Json:
+    spec = component.get("podTemplate", {}).get("spec", {})
+    if component.get("frontendSidecar") not in [c["name"] for c in spec.get("containers", [])]:
+        return {key: value for key, value in component.items() if key != "frontendSidecar"}
+    return component
+
+
 components = st.fixed_dictionaries(
     {"name": st.sampled_from(["Zeta", "alpha", "Mid-1", "b"])},
     optional={
@@ -440,7 +522,7 @@ components = st.fixed_dictionaries(
             grove=optional(forceScalingGroup=st.booleans()),
         ),
     },
-)
+).map(existing_sidecar)
 beta_graphs = st.fixed_dictionaries(
     {
         "apiVersion": st.just(v1beta1.API_VERSION),

@@ -175,9 +175,12 @@ def test_names_columns_and_subresources() -> None:
         assert all("status" in v["subresources"] for v in versions.values())
     columns = [[c["name"] for c in v["additionalPrinterColumns"]] for v in adapter["versions"]]
     assert columns == [
-        ["DGD", "COMPONENT", "REPLICAS", "AGE"],
-        ["DGD", "SERVICE", "REPLICAS", "AGE"],
+        ["DGD", "COMPONENT", "REPLICAS", "CURRENT", "AGE"],
+        ["DGD", "SERVICE", "REPLICAS", "CURRENT", "AGE"],
     ]
+    for version in graph["versions"]:
+        names = [c["name"] for c in version["additionalPrinterColumns"]]
+        assert names == ["Ready", "State", "Backend", "Age", "Why"]
     for version in adapter["versions"]:
         assert version["subresources"]["scale"]["specReplicasPath"] == ".spec.replicas"
     for spec in (graph, adapter):
@@ -199,6 +202,19 @@ def test_two_shapes_are_never_served_without_a_webhook() -> None:
         "path": "/convert",
         "port": 443,
     }
+
+
+def test_without_a_webhook_only_the_stored_version_is_served() -> None:
+    for kind in KINDS:
+        spec = definition(kind, None)["spec"]
+        assert spec["conversion"] == {"strategy": "None"}
+        assert [v["name"] for v in spec["versions"] if v["served"]] == ["v1beta1"]
+
+
+def test_ours_can_be_told_from_dynamos() -> None:
+    for kind in KINDS:
+        labels = crd(kind.kind)["metadata"]["labels"]
+        assert labels == {"app.kubernetes.io/managed-by": "dynamo-operator"}
 
 
 def test_the_service_can_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,6 +136,10 @@ V1BETA1_MISTAKES: dict[str, tuple[tuple[Any, ...], Any, str, Any, str]] = {
         (*DECODE, "podTemplate", "metadata", "labels", "team"), 7,
         "spec.components[1].podTemplate.metadata.labels.team", 7, '"7"',
     ),
+    "sidecar that is not there": (
+        (*FRONT, "frontendSidecar"), "proxy", "spec.components[0].frontendSidecar", "proxy",
+        "containers: main, logger",
+    ),
     "eppConfig beside a worker": (
         (*DECODE, "eppConfig"), {"configMapRef": {"key": "k"}},
         "spec.components[1].eppConfig", {"configMapRef": {"key": "k"}}, "type: epp",
