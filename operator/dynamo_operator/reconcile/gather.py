@@ -169,6 +169,7 @@ class GraphIndex:
         # Answers to our own writes that the caches may not show yet: object -> the answer, or, for
         # a deleted one, its uid.
         self._ahead: dict[tuple[str, Key], Json | str] = {}
+        self._graphs_ahead: dict[GraphKey, Json] = {}
 
     # called by informers
 
@@ -225,6 +226,11 @@ class GraphIndex:
         key = item["kind"], item["metadata"]["name"]
         self._ahead[item["metadata"]["namespace"], key] = child(item)
 
+    def wrote_graph(self, item: Json) -> None:
+        """The API server's answer to a write of a graph's status."""
+        metadata = item["metadata"]
+        self._graphs_ahead[metadata["namespace"], metadata["name"]] = graph(item)
+
     def deleted(self, namespace: str, key: Key, uid: str) -> None:
         """The object with this uid was told to go."""
         self._ahead[namespace, key] = uid
@@ -250,9 +256,18 @@ class GraphIndex:
         return [f.graph for f in self._families.values() if f.graph is not None]
 
     def raw(self, key: GraphKey) -> Json | None:
-        """The graph as it is cached; None if there is none of that name."""
+        """The graph, as the API server was last seen to have it; None if there is none."""
         family = self._families.get((key[0], names.bounded(key[1])))
         found = family.graph if family is not None else None
+        ahead = self._graphs_ahead.get(key)
+        if ahead is not None:
+            if (
+                found is not None
+                and found["metadata"]["uid"] == ahead["metadata"]["uid"]
+                and _version(found) < _version(ahead)
+            ):
+                return ahead
+            del self._graphs_ahead[key]
         return found if found is not None and found["metadata"]["name"] == key[1] else None
 
     def observe(self, raw: Json, apis: frozenset[str]) -> Observed:

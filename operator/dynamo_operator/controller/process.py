@@ -1,0 +1,333 @@
+"""What runs in an operator's process, from the first connection to the last write."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from dynamo_runtime.kubernetes import resources
+from dynamo_runtime.kubernetes.access import NoCluster
+from dynamo_runtime.kubernetes.client import ApiError, ApiUnreachable, Json, KubernetesClient
+from dynamo_runtime.kubernetes.informer import Informers
+from dynamo_runtime.kubernetes.lease import LeaderLease, LeaseLost
+from dynamo_runtime.kubernetes.resources import Resource
+from dynamo_runtime.lifecycle import Lifecycle
+from dynamo_runtime.status import AddressInUse, StatusServer
+from prometheus_client import CollectorRegistry
+
+from dynamo_operator.controller import scope
+from dynamo_operator.controller.apis import ServedApis, group_kind
+from dynamo_operator.controller.metrics import GRAPH, OperatorMetrics
+from dynamo_operator.controller.reconciler import NotInOrder, Reconciler
+from dynamo_operator.controller.settings import OperatorSettings
+from dynamo_operator.reconcile import gather
+from dynamo_operator.reconcile.gather import GraphIndex, GraphKey
+from dynamo_operator.reconcile.queue import WorkQueue
+from dynamo_operator.render import Platform, names
+
+log = logging.getLogger(__name__)
+
+LEADER_LEASE = "dynamo-operator"
+GAUGES_EVERY_S = 5.0
+STALE_S = 600.0
+"""A cache that was silent for so long makes the process unfit: its watch is dead."""
+RECONCILE_LIMIT_S = 120.0
+"""One reconcile may take so long; then it counts as failed."""
+FINISH_S = 10.0
+"""What is in hand when the process is told to stop gets so long to end."""
+
+
+async def run_operator(settings: OperatorSettings, lifecycle: Lifecycle) -> int:
+    """Run until told to stop. Exit status 0: stopped on request; 1: no start, or no leader now."""
+    registry = CollectorRegistry()
+    metrics = OperatorMetrics(registry)
+    status = StatusServer(lifecycle, registry, settings.status_host, settings.status_port)
+    pod = os.environ.get("POD_NAME", "") or os.uname().nodename
+    identity = settings.identity or f"{pod}_{secrets.token_hex(4)}"
+    try:
+        client = await KubernetesClient.from_environment(
+            kubeconfig=settings.kubeconfig,
+            user_agent="dynamo-operator",
+            on_request=metrics.on_request,
+        )
+    except NoCluster as error:
+        log.error("%s", error)
+        return 1
+    lease_client = await KubernetesClient.from_environment(
+        kubeconfig=settings.kubeconfig, user_agent="dynamo-operator-lease"
+    )
+    try:
+        await status.start()
+        operator = Operator(settings, lifecycle, client, lease_client, metrics, identity)
+        return await operator.run()
+    except AddressInUse as error:
+        log.error("%s", error)
+        return 1
+    finally:
+        await status.stop()
+        await client.close()
+        await lease_client.close()
+
+
+class Operator:
+    """The parts of one operator process. `run` is called once."""
+
+    def __init__(
+        self,
+        settings: OperatorSettings,
+        lifecycle: Lifecycle,
+        client: KubernetesClient,
+        lease_client: KubernetesClient,
+        metrics: OperatorMetrics,
+        identity: str,
+    ) -> None:
+        self._settings = settings
+        self._lifecycle = lifecycle
+        self._client = client
+        self._metrics = metrics
+        self._identity = identity
+        self._rng = random.Random()
+        self._queue: WorkQueue[GraphKey] = WorkQueue(clock=time.monotonic, rng=self._rng)
+        self._index = GraphIndex(self._queue.add)
+        self._reconciler = Reconciler(
+            client, self._index, platform=self._platform, identity=identity
+        )
+        self._lease = LeaderLease(
+            lease_client,
+            settings.namespace or client.namespace,
+            LEADER_LEASE,
+            identity,
+            rng=self._rng,
+        )
+        self._lease_client = lease_client
+        self._marked = scope.MarkedNamespaces(time.monotonic, self._all_due)
+        self._apis = ServedApis(client, gather.OPTIONAL_CHILDREN, self._apis_changed)
+        self._optional: dict[Resource, tuple[Informers, asyncio.Task[None]]] = {}
+        self._registries: dict[tuple[str, str], Json] = {}
+        self._caches = self._make_caches()
+
+    async def run(self) -> int:
+        lifecycle = self._lifecycle
+        lifecycle.set_not_ready("filling the caches")
+        stopping: asyncio.Task[Any] = asyncio.create_task(lifecycle.stop_requested.wait())
+        background: list[asyncio.Task[None]] = [
+            asyncio.create_task(task)
+            for task in (self._caches.run(), self._keep_gauges(), self._marked.run())
+        ]
+        leading = asyncio.create_task(self._lead())
+        try:
+            await asyncio.wait(
+                [stopping, leading, *background], return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in (leading, *background):
+                if task.done():
+                    task.result()  # raises: none of them ends by itself
+            return 0
+        except* LeaseLost as lost:
+            log.error("%s: stopping, so that there is one leader only", lost.exceptions[0])
+            return_code = 1
+        finally:
+            tasks = [stopping, leading, *background, *(task for _, task in self._optional.values())]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            # Nothing is written any more: the next one may begin.
+            if self._settings.leader_elect:
+                await self._lease.release()
+        return return_code
+
+    # --- caches
+
+    def _make_caches(self) -> Informers:
+        settings, index = self._settings, self._index
+        namespaces = sorted(settings.namespaces) if settings.restricted else None
+        caches = Informers(self._client, namespaces=namespaces, rng=self._rng)
+        ours = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
+        for kind in gather.CHILDREN:
+            caches.add(
+                kind,
+                label_selector=ours,
+                transform=gather.child,
+                on_change=index.child_changed,
+            )
+        caches.add(
+            resources.PODS,
+            label_selector=names.GRAPH_LABEL,
+            transform=gather.pod,
+            on_change=index.pod_changed,
+        )
+        if not settings.restricted:
+            caches.add(
+                resources.LEASES,
+                field_selector=f"metadata.name={scope.MARKER}",
+                on_change=self._marked.lease_changed,
+            )
+        caches.add(resources.GRAPHS, transform=gather.graph, on_change=index.graph_changed)
+        return caches
+
+    def _apis_changed(self, served: frozenset[str]) -> None:
+        """Follow kinds that have come, and forget those that have gone."""
+        namespaces = sorted(self._settings.namespaces) if self._settings.restricted else None
+        for kind in gather.OPTIONAL_CHILDREN:
+            if group_kind(kind) in served and kind not in self._optional:
+                caches = Informers(self._client, namespaces=namespaces, rng=self._rng)
+                caches.add(
+                    kind,
+                    label_selector=f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}",
+                    transform=gather.child,
+                    on_change=self._index.child_changed,
+                )
+                self._optional[kind] = caches, asyncio.create_task(caches.run())
+            elif group_kind(kind) not in served and kind in self._optional:
+                self._optional.pop(kind)[1].cancel()
+        for graph in self._index.graphs:
+            self._queue.add((graph["metadata"]["namespace"], graph["metadata"]["name"]))
+
+    async def _follow_pull_secrets(self) -> None:
+        caches = Informers(
+            self._client, namespaces=self._settings.pull_secret_namespaces, rng=self._rng
+        )
+        caches.add(
+            resources.SECRETS,
+            field_selector="type=kubernetes.io/dockerconfigjson",
+            transform=gather.docker_secret,
+            on_change=self._secret_changed,
+        )
+        await caches.run()
+
+    def _secret_changed(self, old: Json | None, new: Json | None) -> None:
+        item = new or old
+        assert item is not None
+        place = item["metadata"]["namespace"], item["metadata"]["name"]
+        self._registries.pop(place, None)
+        if new is not None:
+            self._registries[place] = new
+
+    def _platform(self, namespace: str) -> Platform:
+        by_registry: dict[str, list[str]] = {}
+        for (where, name), secret in sorted(self._registries.items()):
+            if where == namespace:
+                for host in secret["registries"]:
+                    by_registry.setdefault(host, []).append(name)
+        return replace(
+            self._settings.platform,
+            namespace=namespace,
+            apis=self._apis.served,
+            pull_secrets_by_registry={k: tuple(v) for k, v in by_registry.items()},
+        )
+
+    # --- whose graphs
+
+    def _all_due(self, namespaces: Iterable[str]) -> None:
+        """Every graph of `namespaces` is due: their master may have changed."""
+        wanted = set(namespaces)
+        for graph in self._index.graphs:
+            metadata = graph["metadata"]
+            if metadata["namespace"] in wanted:
+                self._queue.add((metadata["namespace"], metadata["name"]))
+
+    def _is_ours(self, namespace: str) -> bool:
+        return namespace in scope.Scope(frozenset(self._settings.namespaces), self._marked.marked)
+
+    # --- leading
+
+    async def _lead(self) -> None:
+        """Wait for the lease and reconcile; ends only by being cancelled or by `LeaseLost`."""
+        settings, lifecycle = self._settings, self._lifecycle
+        await self._look_at_apis()
+        for caches in (self._caches, *(caches for caches, _ in self._optional.values())):
+            await caches.synced()
+        log.info("caches are filled: %d graphs", len(list(self._index.graphs)))
+        lifecycle.set_ready()
+        if settings.leader_elect:
+            await self._lease.acquire()
+        self._metrics.leader.labels(LEADER_LEASE).set(1)
+        async with asyncio.TaskGroup() as group:
+            if settings.leader_elect:
+                group.create_task(self._hold())
+            if settings.restricted:
+                group.create_task(
+                    scope.mark(self._lease_client, settings.namespaces, self._identity)
+                )
+                await asyncio.sleep(scope.MARKER_SETTLE_S)
+            if settings.pull_secret_namespaces:
+                group.create_task(self._follow_pull_secrets())
+            group.create_task(self._apis.run())
+            for _ in range(settings.workers):
+                group.create_task(self._work())
+
+    async def _look_at_apis(self) -> None:
+        while True:
+            try:
+                await self._apis.look()
+                return
+            except ApiError as error:
+                self._lifecycle.set_not_ready(f"the API server can't be asked: {error}")
+                log.warning("the API server can't be asked: %s", error)
+                await asyncio.sleep(2.0)
+
+    async def _hold(self) -> None:
+        await self._lease.hold()
+
+    async def _work(self) -> None:
+        while True:
+            key = await self._queue.get()
+            await self._reconcile(key)
+
+    async def _reconcile(self, key: GraphKey) -> None:
+        if not self._is_ours(key[0]):
+            self._queue.done(key)
+            return
+        began = time.monotonic()
+        result = "success"
+        writes = self._reconciler.writes
+        try:
+            async with asyncio.timeout(RECONCILE_LIMIT_S):
+                await self._reconciler.reconcile(key)
+        except NotInOrder as error:
+            result = "requeue"
+            log.warning("%s/%s: %s", *key, error)
+        except (ApiError, TimeoutError) as error:
+            result = "error"
+            unanswered = isinstance(error, ApiUnreachable | TimeoutError)
+            level = logging.WARNING if unanswered else logging.ERROR
+            log.log(level, "%s/%s: %s", *key, error or "took too long")
+        except Exception:
+            result = "error"
+            log.exception("%s/%s could not be reconciled", *key)
+        finally:
+            self._queue.done(key, failed=result != "success")
+            self._metrics.reconciles.labels(GRAPH, result).inc()
+            self._metrics.seconds.labels(GRAPH, result).observe(time.monotonic() - began)
+            self._metrics.writes.inc(max(0, self._reconciler.writes - writes))
+
+    async def _keep_gauges(self) -> None:
+        metrics = self._metrics
+        while True:
+            await asyncio.sleep(GAUGES_EVERY_S)
+            metrics.depth.labels(GRAPH).set(len(self._queue))
+            metrics.failing.set(self._queue.failing)
+            metrics.relists.set(sum(cache.relists for cache in self._caches))
+            silence = time.monotonic() - self._caches.last_heard
+            metrics.silence.set(silence)
+            graphs = [g for g in self._index.graphs if self._is_ours(g["metadata"]["namespace"])]
+            metrics.count_resources(graphs, self._caches.objects(resources.ADAPTERS))
+            self._judge(silence)
+
+    def _judge(self, silence: float) -> None:
+        """Ready means that the caches are filled and current."""
+        if not all(cache.synced.is_set() for cache in self._caches):
+            return
+        problems = self._caches.problems
+        if silence > STALE_S:
+            reason = problems[0] if problems else f"a cache was silent for {silence:.0f} s"
+            self._lifecycle.set_not_ready(reason)
+        else:
+            self._lifecycle.set_ready()

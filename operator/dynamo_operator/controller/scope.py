@@ -1,0 +1,98 @@
+"""Which namespaces an operator takes care of, so that each graph has exactly one master.
+
+A restricted operator marks its namespaces with a Lease; a cluster-wide one leaves alone what is
+marked, and takes over when a mark has not been renewed for as long as it says. Source: Dynamo's
+operator, whose marker has this name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from dynamo_runtime.kubernetes.client import Json, KubernetesClient
+from dynamo_runtime.kubernetes.lease import Observation, expired, keep_lease, observe
+
+log = logging.getLogger(__name__)
+
+MARKER = "dynamo-operator-namespace-scope"
+MARKER_DURATION_S = 30.0
+MARKER_RENEW_S = 10.0
+MARKER_SETTLE_S = 3.0
+"""A restricted operator begins so long after its marker stands, so that a cluster-wide one has seen
+it and finished what it had in hand."""
+LOOK_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What belongs to an operator. `namespaces` empty: everything but the `marked` ones."""
+
+    namespaces: frozenset[str] = frozenset()
+    marked: frozenset[str] = frozenset()
+
+    def __contains__(self, namespace: str) -> bool:
+        return namespace in self.namespaces if self.namespaces else namespace not in self.marked
+
+
+class MarkedNamespaces:
+    """The namespaces that restricted operators hold, for a cluster-wide one."""
+
+    def __init__(
+        self, clock: Callable[[], float], on_change: Callable[[frozenset[str]], None]
+    ) -> None:
+        """`on_change` is called with the namespaces whose marker came or went."""
+        self._clock = clock
+        self._on_change = on_change
+        self._seen: dict[str, Observation] = {}
+        self.marked: frozenset[str] = frozenset()
+
+    def lease_changed(self, old: Json | None, new: Json | None) -> None:
+        """A marker was seen (an informer's `on_change`)."""
+        lease = new or old
+        assert lease is not None
+        namespace = lease["metadata"]["namespace"]
+        if new is None:
+            self._seen.pop(namespace, None)
+        else:
+            self._seen[namespace] = observe(self._seen.get(namespace), new, self._clock())
+        self.look()
+
+    def look(self) -> None:
+        """Take account of the time: markers expire."""
+        now = self._clock()
+        marked = frozenset(
+            namespace
+            for namespace, seen in self._seen.items()
+            if not expired(seen.lease, seen.at, now)
+        )
+        changed = marked ^ self.marked
+        self.marked = marked
+        for namespace in sorted(changed):
+            whose = "a restricted operator's" if namespace in marked else "ours again"
+            log.info("namespace %s is %s", namespace, whose)
+        if changed:
+            self._on_change(changed)
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            self.look()
+
+
+async def mark(client: KubernetesClient, namespaces: Iterable[str], identity: str) -> None:
+    """Keep the markers of a restricted operator until cancelled."""
+    async with asyncio.TaskGroup() as group:
+        for namespace in namespaces:
+            group.create_task(
+                keep_lease(
+                    client,
+                    namespace,
+                    MARKER,
+                    identity,
+                    duration_s=MARKER_DURATION_S,
+                    renew_s=MARKER_RENEW_S,
+                )
+            )
