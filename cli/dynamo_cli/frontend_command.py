@@ -65,6 +65,18 @@ def unknown_arguments(arguments: list[str], known: list[str]) -> tuple[list[str]
     return ignored, ""
 
 
+CLUSTER_ACCEPT_SECONDS = 5.0
+"""A pod is told to stop at the moment its removal from Services begins; every node's proxy (and a
+load balancer outside) learns of it a little later, and sends new connections until then."""
+
+
+def accept_seconds(given: float | None, discovery_backend: str) -> float:
+    """How long a frontend that was told to stop still takes new requests."""
+    if given is not None:
+        return given
+    return CLUSTER_ACCEPT_SECONDS if discovery_backend == "kubernetes" else 0.0
+
+
 def frontend(
     context: typer.Context,
     http_host: Annotated[
@@ -90,8 +102,25 @@ def frontend(
     ] = None,
     discovery_backend: Annotated[
         str,
-        typer.Option(envvar="DYN_DISCOVERY_BACKEND", help="Where the engines are listed: file."),
+        typer.Option(
+            envvar="DYN_DISCOVERY_BACKEND",
+            help="Where the engines are listed: file, or kubernetes (the worker pods of a graph).",
+        ),
     ] = "file",
+    graph: Annotated[
+        str,
+        typer.Option(
+            envvar="DYN_PARENT_DGD_K8S_NAME",
+            help="kubernetes: name of the DynamoGraphDeployment.",
+        ),
+    ] = "",
+    graph_namespace: Annotated[
+        str,
+        typer.Option(
+            envvar=["DYN_PARENT_DGD_K8S_NAMESPACE", "POD_NAMESPACE"],
+            help="kubernetes: its namespace; by default that of this pod, or of the kubeconfig.",
+        ),
+    ] = "",
     router_mode: Annotated[
         str,
         typer.Option(
@@ -174,18 +203,19 @@ def frontend(
         ),
     ] = 30.0,
     drain_accept_seconds: Annotated[
-        float,
+        float | None,
         typer.Option(
             envvar="DYN_DRAIN_ACCEPT_SECONDS",
             min=0,
-            help="On SIGTERM new requests are still taken so long, until load balancers know.",
+            help="On SIGTERM new requests are still taken so long, until load balancers know. "
+            "5 in a cluster, else 0.",
         ),
-    ] = 0.0,
+    ] = None,
     log_level: Annotated[
         str, typer.Option(envvar="DYN_LOG_LEVEL", help="DEBUG, INFO, WARNING or ERROR.")
     ] = "INFO",
 ) -> None:
-    """Serve the OpenAI API for the engines of an endpoints file.
+    """Serve the OpenAI API for the engines of a graph, or of an endpoints file.
 
     Envoy moves the bytes; each request goes to the engine that the router chooses. Paths:
     /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/responses, /v1/models, /health,
@@ -198,6 +228,8 @@ def frontend(
       dynamo frontend --endpoints-file endpoints.json --http-port 8080 --router-mode round-robin
 
       DYN_ENDPOINTS_FILE=endpoints.json dynamo frontend --decision-header
+
+      dynamo frontend --discovery-backend kubernetes --graph my-graph
     """
     from dynamo_epp.frontend import FrontendSettings, run_frontend
     from dynamo_epp.frontend.settings import default_concurrency
@@ -220,7 +252,7 @@ def frontend(
         stream_idle_timeout=stream_idle_timeout,
         decision_header=decision_header,
         drain_seconds=drain_seconds,
-        drain_accept_seconds=drain_accept_seconds,
+        drain_accept_seconds=accept_seconds(drain_accept_seconds, discovery_backend),
         concurrency=concurrency or default_concurrency(),
     )
     try:
@@ -234,7 +266,11 @@ def frontend(
             temperature=temperature,
         )
         picker = PickerSettings(
-            policy=policy, discovery_backend=discovery_backend, endpoints_file=endpoints_file
+            policy=policy,
+            discovery_backend=discovery_backend,
+            endpoints_file=endpoints_file,
+            graph=graph,
+            graph_namespace=graph_namespace,
         )
         endpoint_source(picker)
     except (Misconfigured, ValueError) as problem:

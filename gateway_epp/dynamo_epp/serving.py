@@ -13,16 +13,25 @@ import random
 import re
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
 from aiohttp import web
 from dynamo_kv_router.choice import Policy
-from dynamo_runtime.discovery import Endpoint, EndpointSource, FileEndpointSource
+from dynamo_runtime.discovery import (
+    Endpoint,
+    EndpointSource,
+    FileEndpointSource,
+    KubernetesEndpointSource,
+)
+from dynamo_runtime.kubernetes import labels
+from dynamo_runtime.kubernetes.access import NoCluster, PodAccess
+from dynamo_runtime.kubernetes.client import KubernetesClient
 from dynamo_runtime.lifecycle import Lifecycle
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 
 from dynamo_epp.endpoints.pool import Follower, Pool
 from dynamo_epp.endpoints.stock import StockFollower
@@ -56,9 +65,14 @@ class PickerSettings:
 
     policy: Policy = field(default_factory=Policy)
     discovery_backend: str = "file"
-    """Where endpoints come from. ``file`` is a JSON file that the local runner writes."""
+    """Where endpoints come from. ``file`` is a JSON file that the local runner writes,
+    ``kubernetes`` the API server."""
     endpoints_file: Path | None = None
     """For the backend ``file``."""
+    graph: str = ""
+    """For the backend ``kubernetes``: whose workers are the endpoints."""
+    graph_namespace: str = ""
+    """The Kubernetes namespace of that graph; "" for this process's own."""
     journal: int = 2000
     """Decisions kept for `dynamo explain`."""
     tokenizer_cache: Path | None = None
@@ -67,13 +81,26 @@ class PickerSettings:
     """Unique name of this picker; the pod's name and a random part by default."""
 
 
-def endpoint_source(settings: PickerSettings) -> EndpointSource:
+OnProblem = Callable[[str], None]
+"""Told why endpoints can't be asked for at the moment, and "" when they can be again."""
+
+
+def endpoint_source(
+    settings: PickerSettings, on_problem: OnProblem = lambda problem: None
+) -> EndpointSource:
     """The source that the settings name. Raises ``Misconfigured``."""
-    if settings.discovery_backend != "file":
-        raise Misconfigured(
-            f"discovery backend {settings.discovery_backend!r} is not available; "
-            "use DYN_DISCOVERY_BACKEND=file with DYN_ENDPOINTS_FILE"
-        )
+    match settings.discovery_backend:
+        case "file":
+            return _file_source(settings)
+        case "kubernetes":
+            return _kubernetes_source(settings, on_problem)
+    raise Misconfigured(
+        f"discovery backend {settings.discovery_backend!r} is not available; "
+        "use DYN_DISCOVERY_BACKEND=kubernetes in a cluster, or file with DYN_ENDPOINTS_FILE"
+    )
+
+
+def _file_source(settings: PickerSettings) -> EndpointSource:
     if settings.endpoints_file is None:
         raise Misconfigured(
             "no endpoints: set --endpoints-file or DYN_ENDPOINTS_FILE to a JSON file "
@@ -82,6 +109,46 @@ def endpoint_source(settings: PickerSettings) -> EndpointSource:
     if not settings.endpoints_file.parent.is_dir():
         raise Misconfigured(f"endpoints file: {settings.endpoints_file.parent} is no folder")
     return FileEndpointSource(settings.endpoints_file)
+
+
+def _kubernetes_source(settings: PickerSettings, on_problem: OnProblem) -> EndpointSource:
+    if not settings.graph:
+        raise Misconfigured(
+            "no graph: discovery backend kubernetes needs DYN_PARENT_DGD_K8S_NAME, the name of the "
+            "DynamoGraphDeployment whose workers to use"
+        )
+    if os.environ.get("KUBERNETES_SERVICE_HOST") and not os.environ.get("KUBECONFIG"):
+        try:
+            PodAccess(os.environ)
+        except NoCluster as error:
+            raise Misconfigured(f"discovery backend kubernetes: {error}") from error
+    return _ClusterEndpoints(settings.graph, settings.graph_namespace, on_problem)
+
+
+class _ClusterEndpoints:
+    """A graph's workers, with a client that lives as long as its snapshots are wanted."""
+
+    def __init__(self, graph: str, namespace: str, on_problem: OnProblem) -> None:
+        self._graph = graph
+        self._namespace = namespace
+        self._on_problem = on_problem
+
+    async def snapshots(self) -> AsyncIterator[tuple[Endpoint, ...]]:
+        try:
+            client = await KubernetesClient.from_environment(user_agent="dynamo-picker")
+        except NoCluster as error:
+            self._on_problem(str(error))
+            return  # whoever iterates asks again
+        async with client:
+            source = KubernetesEndpointSource(
+                client,
+                self._namespace or client.namespace,
+                labels.workers_of(self._graph),
+                on_problem=self._on_problem,
+            )
+            async with aclosing(source.snapshots()) as snapshots:
+                async for snapshot in snapshots:
+                    yield snapshot
 
 
 def replica_name(pod: str) -> str:
@@ -109,8 +176,16 @@ class ServingKvPicker:
             self._metrics,
         )
         self._publish: Callable[[Sequence[Endpoint]], None] = lambda _: None
+        self._discovery = Gauge(
+            "dynamo_epp_discovery_current",
+            "1 while whatever knows the endpoints answers; 0 while the last list stays in force.",
+            registry=registry,
+        )
+        self._discovery.set(1)
         self._pool = Pool(
-            endpoint_source(settings), self._follow, lambda snapshot: self._publish(snapshot)
+            endpoint_source(settings, self._on_discovery_problem),
+            self._follow,
+            lambda snapshot: self._publish(snapshot),
         )
         self._picker = KvPicker(
             self._pool,
@@ -124,6 +199,12 @@ class ServingKvPicker:
             wall=time.time,
         )
         self._gauges: asyncio.Task[None] | None = None
+
+    def _on_discovery_problem(self, problem: str) -> None:
+        self._discovery.set(0 if problem else 1)
+        if not self._pool.synced.is_set():
+            reason = "waiting for the first list of endpoints"
+            self._lifecycle.set_not_ready(f"{reason}: {problem}" if problem else reason)
 
     def _follow(self, pool: Pool, worker: Worker) -> Follower:
         if worker.stock:

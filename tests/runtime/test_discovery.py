@@ -86,7 +86,7 @@ async def test_snapshots_follow_the_file(tmp_path: Path, monkeypatch: pytest.Mon
         complained.set()
         return True
 
-    monkeypatch.setattr(logging.getLogger("dynamo_runtime.discovery"), "filters", [notice])
+    monkeypatch.setattr(logging.getLogger("dynamo_runtime.discovery.file"), "filters", [notice])
     path.write_text("not json")
     reader = asyncio.ensure_future(following())
     await asyncio.wait_for(complained.wait(), 5)

@@ -69,11 +69,13 @@ class Informer:
         field_selector: str = "",
         transform: Callable[[Json], Json | None] = identity,
         on_change: Callable[[Json | None, Json | None], None] = lambda old, new: None,
+        on_problem: Callable[[str], None] = lambda problem: None,
         rng: random.Random,
         name: str = "",
         backoff_s: tuple[float, float] = BACKOFF_S,
     ) -> None:
-        """``namespace`` None: all of them. ``name`` is for the log."""
+        """``namespace`` None: all of them. ``on_problem`` gets each new ``problem``, and "" when it
+        is over. ``name`` is for the log."""
         self.objects: dict[Name, Json] = {}
         self.synced = asyncio.Event()  # a first list is in ``objects``
         self.last_heard = time.monotonic()  # of an answer, event or bookmark
@@ -94,6 +96,7 @@ class Informer:
         }
         self._transform = transform
         self._on_change = on_change
+        self._on_problem = on_problem
         self._rng = rng
         self._backoff_s = backoff_s
         self._version: str | None = None  # where the next watch begins; None: list first
@@ -114,9 +117,8 @@ class Informer:
                 # A watch that was heard of before it failed is a fresh start.
                 failures = 1 if self.last_heard > began else failures + 1
                 refused = 0 if isinstance(error, ApiUnreachable) else refused + 1
-                if self._version is not None:
-                    self.watch_errors += 1
-                if _outdated(error) or refused >= DOUBTFUL_AFTER:
+                self.watch_errors += self._version is not None
+                if self._version is not None and (_outdated(error) or refused >= DOUBTFUL_AFTER):
                     log.info("%s: listing anew: %s", self.name, error)
                     self._version = None
                 else:
@@ -134,18 +136,20 @@ class Informer:
         if error.status in (401, 403):
             where = f"namespace {self.namespace}" if self.namespace else "all namespaces"
             problem = (
-                f"the account that this process runs as needs the rights list and watch on "
-                f"{self.resource.full_name} in {where}: {error.message}"
+                f"needs a role that allows list and watch of {self.resource.full_name} "
+                f"in {where}: {error.message}"
             )
         if problem != self.problem:
-            log.warning("%s: %s; going on with what is known", self.name, problem)
-        self.problem = problem
+            log.warning("%s: %s; what is known stays in force", self.name, problem)
+            self.problem = problem
+            self._on_problem(problem)
 
     def _heard(self) -> None:
         self.last_heard = time.monotonic()
         if self.problem:
             log.info("%s: the API server answers again", self.name)
             self.problem = ""
+            self._on_problem("")
 
     # --- list ---------------------------------------------------------------------------------
 

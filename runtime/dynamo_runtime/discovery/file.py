@@ -1,35 +1,21 @@
-"""Which engines there are: the seam between a picker and whatever knows the pods.
-
-In a cluster that is a watch on the API server, on one machine a file that the local runner writes.
-Both yield whole snapshots: a picker compares with what it had, and never has to replay a diff.
-"""
+"""Endpoints from a file: what the local runner writes and the pickers of its graph read."""
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
-from dynamo_runtime.endpoint import ROLES as ROLES
-from dynamo_runtime.endpoint import Endpoint as Endpoint
+from dynamo_runtime.discovery.source import problem_of
+from dynamo_runtime.endpoint import Endpoint
 
 log = logging.getLogger(__name__)
-
-
-class EndpointSource(Protocol):
-    """Anything that knows the endpoints."""
-
-    def snapshots(self) -> AsyncIterator[tuple[Endpoint, ...]]:
-        """The first snapshot at once, then one for each change, until cancelled."""
-        ...
 
 
 class _EndpointsFile(msgspec.Struct):
@@ -48,29 +34,12 @@ def read_endpoints(path: Path) -> tuple[Endpoint, ...]:
         raise InvalidEndpoints(f"{path}: {error}") from error
     names: set[str] = set()
     for endpoint in parsed.endpoints:
-        if problem := _problem(endpoint):
+        if problem := problem_of(endpoint):
             raise InvalidEndpoints(f"{path}: endpoint {endpoint.name!r}: {problem}")
         if endpoint.name in names:
             raise InvalidEndpoints(f"{path}: two endpoints are named {endpoint.name!r}")
         names.add(endpoint.name)
     return tuple(parsed.endpoints)
-
-
-def _problem(endpoint: Endpoint) -> str:
-    """What is wrong with one endpoint, "" if nothing. A proxy that is given a whole list refuses
-    all of it for one bad address."""
-    if endpoint.role not in ROLES:
-        return f"role {endpoint.role!r} is unknown; use one of {', '.join(ROLES)}"
-    for name in ("port", "stream_port", "status_port"):
-        port = getattr(endpoint, name)
-        if port is not None and not 0 < port < 65536:
-            return f"{name} is {port}; it must be from 1 to 65535"
-    try:
-        if endpoint.address:  # "": the pod has none yet
-            ipaddress.ip_address(endpoint.address)
-    except ValueError:
-        return f"address {endpoint.address!r} is no IP address"
-    return ""
 
 
 def write_endpoints(path: Path, endpoints: Iterable[Endpoint]) -> None:
