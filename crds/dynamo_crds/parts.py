@@ -25,6 +25,7 @@ from dynamo_crds.schema import (
     Time,
     TopologyDomain,
     Violation,
+    list_map,
 )
 
 Backend = Literal["sglang", "vllm", "trtllm"]
@@ -512,6 +513,10 @@ class ReplicaStatus(Model):
     """Pods that are ready for long enough."""
     scheduled_replicas: Count | None = None
     """Pods that have a node."""
+    conditions: Annotated[list[Condition], Field(json_schema_extra=list_map("type"))] = Field(
+        default_factory=list
+    )
+    """The component's own conditions: Available, Routable, ScalingActive."""
 
 
 class PlacementStatus(Model):

@@ -454,7 +454,9 @@ class AdapterStatus(Model):
     selector: str | None = None
     """Label selector of the component's pods, for autoscalers."""
     last_scale_time: Time | None = None
-    """When the adapter last changed the graph."""
+    """When the adapter's number last changed."""
+    observed_generation: Int64 | None = None
+    """Generation of the adapter that this is about."""
 
 
 class DynamoGraphDeploymentScalingAdapter(Resource):
