@@ -1,0 +1,389 @@
+"""Where planning leads, whatever happens: told in a namespace in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from dynamo_operator.reconcile import planning
+from dynamo_operator.reconcile.plan import Plan
+from dynamo_operator.render import names
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.operator.simulation import Namespace
+
+Json = dict[str, Any]
+
+
+def component(name: str, kind: str, image: str = "one", **more: Any) -> Json:
+    container = {"name": "main", "image": f"example.test/{image}:1", "command": ["serve"]}
+    return {
+        "name": name,
+        "type": kind,
+        "podTemplate": {"spec": {"containers": [container]}},
+        **more,
+    }
+
+
+def aggregated(**more: Any) -> Namespace:
+    return Namespace(
+        {"components": [component("Front", "frontend"), component("Worker", "worker", **more)]}
+    )
+
+
+def apart(**more: Any) -> Namespace:
+    return Namespace(
+        {
+            "components": [
+                component("Front", "frontend"),
+                component("P", "prefill", replicas=2),
+                component("D", "decode", replicas=3),
+            ]
+        },
+        **more,
+    )
+
+
+def set_image(name: str, image: str) -> Any:
+    def change(spec: Json) -> None:
+        entry = next(c for c in spec["components"] if c["name"] == name)
+        entry["podTemplate"]["spec"]["containers"][0]["image"] = f"example.test/{image}:1"
+
+    return change
+
+
+def set_replicas(name: str, number: int) -> Any:
+    def change(spec: Json) -> None:
+        next(c for c in spec["components"] if c["name"] == name)["replicas"] = number
+
+    return change
+
+
+def opt_in(name: str, on: bool) -> Any:
+    def change(spec: Json) -> None:
+        entry = next(c for c in spec["components"] if c["name"] == name)
+        entry.pop("scalingAdapter", None)
+        if on:
+            entry["scalingAdapter"] = {}
+
+    return change
+
+
+def replicas(world: Namespace, name: str) -> int:
+    return sum(w["spec"].get("replicas", 1) for w in world.workloads(name))
+
+
+def of(plan: Plan, name: str) -> planning.ComponentPlan:
+    return next(c for c in plan.components if c.name == name)
+
+
+def templates(world: Namespace) -> dict[str, Json]:
+    return {
+        name: item["spec"]["template"]
+        for (kind, name), item in world.children.items()
+        if kind == "Deployment"
+    }
+
+
+# --- rest
+
+
+def test_a_settled_graph_is_left_alone() -> None:
+    world = aggregated(replicas=3, scalingAdapter={})
+    world.settle()
+    before = world.writes
+    world.reconcile()
+    assert world.writes == before
+    assert replicas(world, "Worker") == 3
+
+
+def test_drift_is_put_right() -> None:
+    world = aggregated(replicas=3)
+    world.settle()
+    world.kubectl_scale("Worker", 7)
+    world.settle()
+    assert replicas(world, "Worker") == 3
+    del world.children["Service", "g-front"]
+    world.settle()
+    assert ("Service", "g-front") in world.children
+
+
+def test_what_is_rendered_no_more_is_deleted() -> None:
+    world = aggregated(scalingAdapter={})
+    world.settle()
+
+    def drop(spec: Json) -> None:
+        spec["components"] = [c for c in spec["components"] if c["name"] != "Front"]
+
+    world.edit(drop)
+    world.settle()
+    assert not world.workloads("Front")
+    assert ("Service", "g-front") not in world.children
+
+
+# --- replicas
+
+
+def test_an_adapter_rules_and_leaves_what_runs() -> None:
+    world = aggregated(replicas=2)
+    world.settle()
+    world.kubectl_scale("Worker", 2)
+    world.edit(opt_in("Worker", True))
+    world.settle()
+    adapter = world.adapter("Worker")
+    assert adapter is not None
+    assert adapter["spec"]["replicas"] == 2  # seeded from what runs
+    world.scale("Worker", 5)
+    plan = world.settle()
+    assert replicas(world, "Worker") == 5
+    assert of(plan, "Worker").scaled_by == "adapter"
+    assert of(plan, "Worker").ignored_replicas == 2
+
+    world.edit(set_replicas("Worker", 4))  # said, and without effect
+    plan = world.settle()
+    assert replicas(world, "Worker") == 5
+    assert of(plan, "Worker").ignored_replicas == 4
+
+    world.edit(opt_in("Worker", False))
+    plan = world.settle()
+    assert world.adapter("Worker") is None
+    assert replicas(world, "Worker") == 5  # what runs is kept
+    assert of(plan, "Worker").scaled_by == "kept"
+    world.kubectl_scale("Worker", 9)  # and drift is put right to that
+    world.settle()
+    assert replicas(world, "Worker") == 5
+
+    world.edit(set_replicas("Worker", 3))  # until the graph's number changes
+    plan = world.settle()
+    assert replicas(world, "Worker") == 3
+    assert of(plan, "Worker").scaled_by == "graph"
+
+
+def test_a_deleted_adapter_comes_back_with_what_runs() -> None:
+    world = aggregated(replicas=2, scalingAdapter={})
+    world.settle()
+    world.scale("Worker", 6)
+    world.settle()
+    adapter = world.adapter("Worker")
+    assert adapter is not None
+    del world.children[planning.ADAPTER, adapter["metadata"]["name"]]
+    world.settle()
+    adapter = world.adapter("Worker")
+    assert adapter is not None
+    assert adapter["spec"]["replicas"] == 6
+    assert replicas(world, "Worker") == 6
+
+
+def test_an_adapter_can_scale_to_zero_and_back() -> None:
+    world = aggregated(replicas=2, scalingAdapter={})
+    world.settle()
+    for number in (0, 3):
+        world.scale("Worker", number)
+        world.settle()
+        assert replicas(world, "Worker") == number
+
+
+def test_an_autoscaler_on_the_workload_is_yielded_to() -> None:
+    world = aggregated(replicas=2)
+    world.settle()
+    world.autoscale("Worker", 8)
+    plan = world.settle()
+    assert replicas(world, "Worker") == 8
+    assert of(plan, "Worker").scaled_by == "kube-controller-manager"
+    before = world.writes
+    world.autoscale("Worker", 9)
+    world.settle()
+    assert world.writes == before  # nothing to say about it
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_history_of_scaling_ends_where_the_rules_say(data: st.DataObject) -> None:
+    world = aggregated(replicas=1)
+    world.settle()
+    graph, adapter, runs, kept_for = 1, None, 1, None
+    for _ in range(data.draw(st.integers(1, 8))):
+        what = data.draw(st.sampled_from(["graph", "on", "off", "scale", "drift"]))
+        number = data.draw(st.integers(0, 5))
+        if what == "graph":
+            world.edit(set_replicas("Worker", number))
+            if adapter is None and number != (kept_for if kept_for is not None else graph):
+                runs, kept_for = number, None
+            graph = number
+        elif what == "on" and adapter is None:
+            world.edit(opt_in("Worker", True))
+            adapter = runs
+        elif what == "off" and adapter is not None:
+            world.edit(opt_in("Worker", False))
+            adapter, kept_for = None, graph
+        elif what == "scale" and adapter is not None:
+            world.scale("Worker", number)
+            adapter = runs = number
+        elif what == "drift":
+            world.kubectl_scale("Worker", number)
+        world.settle()
+        assert replicas(world, "Worker") == runs
+
+
+# --- rollouts
+
+
+def test_workers_apart_go_over_to_a_new_generation_together() -> None:
+    world = apart()
+    first = world.settle().worker_hash
+    world.edit(set_image("D", "two"))
+    second = world.settle().worker_hash
+    assert second != first
+    for name, number in (("P", 2), ("D", 3)):
+        (workload,) = world.workloads(name)
+        assert workload["metadata"]["name"].endswith(second)
+        assert workload["spec"]["replicas"] == number
+
+
+def test_going_back_in_the_middle_never_deletes_what_serves() -> None:
+    world = apart()
+    first = world.settle().worker_hash
+    world.works = lambda template: "two" not in template["spec"]["containers"][0]["image"]
+    world.edit(set_image("D", "two"))
+    world.settle()
+    serving = {w["metadata"]["uid"] for w in world.workloads("D") + world.workloads("P")}
+    assert replicas(world, "P") >= 2
+    world.edit(set_image("D", "one"))
+    assert world.settle().worker_hash == first
+    left = world.workloads("D") + world.workloads("P")
+    assert len(left) == 2
+    assert {w["metadata"]["uid"] for w in left} <= serving
+    assert all(w["status"]["availableReplicas"] == w["spec"]["replicas"] for w in left)
+
+
+@pytest.mark.parametrize("make", [aggregated, apart])
+def test_workers_that_fail_go_back_as_a_whole_once(make: Any) -> None:
+    world: Namespace = make()
+    worker = "Worker" if make is aggregated else "D"
+    world.annotate(planning.ROLLBACK_ANNOTATION, "true")
+    good = world.settle().worker_hash
+    kept = templates(world)
+    world.works = lambda template: "two" not in template["spec"]["containers"][0]["image"]
+    world.edit(set_image(worker, "two"))
+    plan = world.settle()
+    assert plan.worker_hash == good
+    assert plan.rollback is not None
+    assert "ImagePullBackOff: not found" in plan.rollback.message
+    assert templates(world) == kept
+    # Numbers still are the graph's, and a scaled graph does not try the failed template again.
+    world.edit(set_replicas(worker, 4))
+    assert world.settle().rollback is not None
+    assert replicas(world, worker) == 4
+    # Another template is another chance.
+    world.edit(set_image(worker, "three"))
+    plan = world.settle()
+    assert plan.rollback is None
+    assert plan.worker_hash not in (good, "")
+
+
+def test_without_the_annotation_nothing_goes_back() -> None:
+    world = aggregated()
+    good = world.settle().worker_hash
+    world.works = lambda template: "two" not in template["spec"]["containers"][0]["image"]
+    world.edit(set_image("Worker", "two"))
+    plan = world.settle()
+    assert plan.rollback is None
+    assert plan.worker_hash != good
+    world.annotate(planning.ROLLBACK_ANNOTATION, "true")
+    assert world.settle().worker_hash == good
+
+
+def test_the_first_template_has_nothing_to_go_back_to() -> None:
+    world = Namespace(
+        {"components": [component("Worker", "worker", image="two")]}, lambda template: False
+    )
+    world.annotate(planning.ROLLBACK_ANNOTATION, "true")
+    assert world.settle().rollback is None
+
+
+@pytest.mark.parametrize("make", [aggregated, apart])
+def test_a_newer_operator_restarts_nothing(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    world: Namespace = make()
+    world.settle()
+    before = templates(world)
+    render = planning.render_with_notes
+
+    def newer(graph: Any, platform: Any, **how: Any) -> Any:
+        """A rendering that sets a variable more on every pod."""
+        changed = graph.model_copy(deep=True)
+        for entry in changed.spec.components:
+            main = entry.pod_template["spec"]["containers"][0]
+            main["env"] = [*main.get("env", []), {"name": "NEW", "value": "1"}]
+        return render(changed, platform, **how)
+
+    monkeypatch.setattr(planning, "render_with_notes", newer)
+    world.settle()
+    assert templates(world) == before
+    world.edit(set_replicas(next(iter(c for c in ("Worker", "D") if world.workloads(c))), 5))
+    world.settle()
+    assert templates(world) == before
+    world.annotate(names.ADOPT_ANNOTATION, "now")
+    world.settle()
+    assert any(
+        {"name": "NEW", "value": "1"} in t["spec"]["containers"][0]["env"]
+        for t in templates(world).values()
+    )
+
+
+def test_revisions_do_not_pile_up() -> None:
+    world = aggregated()
+    for turn in range(12):
+        world.edit(set_image("Worker", f"v{turn}"))
+        world.settle()
+    kept = [key for key in world.children if key[0] == "ControllerRevision"]
+    assert 2 <= len(kept) <= 6
+
+
+# --- restarts
+
+
+def stamps(world: Namespace, name: str) -> set[str]:
+    return {
+        (w["spec"]["template"]["metadata"].get("annotations") or {}).get(names.RESTART_ANNOTATION)
+        for w in world.workloads(name)
+    }
+
+
+def test_a_restart_goes_one_component_at_a_time() -> None:
+    world = aggregated()
+    world.settle()
+    world.edit(lambda spec: spec.update(restart={"id": "r1"}))
+    plan = world.reconcile()
+    assert plan.restart is not None
+    assert plan.restart.in_progress == ("Front",)
+    assert stamps(world, "Front") == {"r1"}
+    assert stamps(world, "Worker") == {None}
+    world.reconcile()  # not before the first has settled
+    assert stamps(world, "Worker") == {None}
+    plan = world.settle()
+    assert stamps(world, "Worker") == {"r1"}
+    assert plan.restart is not None
+    assert plan.restart.phase == "Completed"
+    before = templates(world)
+    world.edit(lambda spec: spec.pop("restart"))
+    world.settle()
+    assert templates(world) == before  # taking the request away restarts nothing
+
+
+def test_a_parallel_restart_goes_all_at_once() -> None:
+    world = aggregated()
+    world.settle()
+    world.edit(lambda spec: spec.update(restart={"id": "r", "strategy": {"type": "Parallel"}}))
+    world.reconcile()
+    assert stamps(world, "Front") == stamps(world, "Worker") == {"r"}
+
+
+def test_a_restart_follows_the_order_that_is_given() -> None:
+    world = aggregated()
+    world.settle()
+    strategy = {"type": "Sequential", "order": ["Worker", "Front"]}
+    world.edit(lambda spec: spec.update(restart={"id": "r", "strategy": strategy}))
+    plan = world.reconcile()
+    assert plan.restart is not None
+    assert plan.restart.in_progress == ("Worker",)
