@@ -101,7 +101,11 @@ def test_defaults_and_other_writings_of_a_value_are_no_drift() -> None:
     assert is_applied(DESIRED, live())
 
 
-@pytest.mark.parametrize("field", list(paths(RECORDED)), ids=lambda field: field[-1])
+# An empty map may have been dropped or taken over; the record can't tell which.
+TELLING = [field for field in paths(RECORDED) if field[-1] != "f:emptyDir"]
+
+
+@pytest.mark.parametrize("field", TELLING, ids=lambda field: field[-1])
 def test_each_field_that_another_takes_over_is_noticed(field: tuple[str, ...]) -> None:
     item = live()
     nodes = [item["metadata"]["managedFields"][1]["fieldsV1"]]
