@@ -28,14 +28,17 @@ def test_every_graph_renders() -> None:
             rendered = render_with_notes(graph, Platform())
             second = render_with_notes(again, Platform())
             assert to_json(rendered.manifests) == to_json(second.manifests)
-            deployments = [m for m in rendered.manifests if m["kind"] == "Deployment"]
-            left_out = [n for n in rendered.notes if n.reason == "MultinodeNotRendered"]
-            assert len(deployments) + len(left_out) == len(graph.spec.components), path.name
+            workloads = {(c.workload_kind, c.workload) for c in rendered.components}
+            assert len(workloads) == len(graph.spec.components), path.name
+            objects = [(m["kind"], m["metadata"]["name"]) for m in rendered.manifests]
+            assert workloads <= set(objects), path.name
+            assert len(objects) == len(set(objects)), path.name
             for manifest in rendered.manifests:
                 assert NAME.fullmatch(manifest["metadata"]["name"])
                 assert all(LABEL.fullmatch(v) for v in manifest["metadata"]["labels"].values())
-            for deployment in deployments:
-                spec = deployment["spec"]["template"]["spec"]
+            templates = [t for c in rendered.components for t in c.templates.values()]
+            for template in templates:
+                spec = template["spec"]
                 volumes = [volume["name"] for volume in spec.get("volumes", [])]
                 assert len(volumes) == len(set(volumes)), path.name
                 for container in spec["containers"] + spec.get("initContainers", []):

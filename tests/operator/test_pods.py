@@ -9,6 +9,7 @@ from dynamo_operator.render.notes import DRAIN_EXCEEDS_GRACE, LABEL_RESERVED
 
 View = Callable[..., Any]
 OURS = {"image": "dynamo-platform/worker:1"}
+ENGINE = {"image": "dynamo-platform/vllm:1"}
 
 
 def probe(view: Any, kind: str) -> tuple[str, Any, int]:
@@ -70,7 +71,7 @@ def test_a_frontend(one: View) -> None:
     assert probe(view, "liveness")[:2] == ("/live", "http")
     assert probe(view, "readiness")[:2] == ("/health", "http")
     assert view.pod["serviceAccountName"] == "g-c"
-    assert "volumes" not in view.pod
+    assert [volume["name"] for volume in view.pod["volumes"]] == ["dynamo-tmp"]
 
 
 def test_a_picker(one: View) -> None:
@@ -140,7 +141,7 @@ def test_a_drain_that_the_grace_period_cuts_is_said(one: View) -> None:
     ("size", "limit"), [(None, "8Gi"), ("20Gi", "20Gi"), ("0", None), (0, None), ("0Gi", None)]
 )
 def test_shared_memory(one: View, size: str | int | None, limit: str | None) -> None:
-    view = one(OURS, **({} if size is None else {"sharedMemorySize": size}))
+    view = one(ENGINE, **({} if size is None else {"sharedMemorySize": size}))
     volumes = {v["name"]: v["emptyDir"] for v in view.pod.get("volumes", [])}
     expected = {} if limit is None else {"shared-memory": {"medium": "Memory", "sizeLimit": limit}}
     assert volumes == expected
@@ -151,7 +152,7 @@ def test_shared_memory(one: View, size: str | int | None, limit: str | None) -> 
 def test_the_authors_shared_memory_is_enough(one: View) -> None:
     mount = {"name": "dshm", "mountPath": "/dev/shm/"}
     volume = {"name": "dshm", "emptyDir": {"medium": "Memory"}}
-    view = one({**OURS, "volumeMounts": [mount]}, pod={"volumes": [volume]})
+    view = one({**ENGINE, "volumeMounts": [mount]}, pod={"volumes": [volume]})
     assert view.main["volumeMounts"] == [mount]
     assert view.pod["volumes"] == [volume]
 
@@ -169,11 +170,14 @@ def test_a_mount_without_volume_is_a_claim_of_its_name(one: View) -> None:
 
 
 def test_the_compilation_cache(one: View) -> None:
-    view = one(OURS, compilationCache={"pvcName": "kernels"})
-    assert {"name": "compilation-cache", "mountPath": "/root/.cache/vllm"} in view.main[
-        "volumeMounts"
-    ]
-    assert view.env["VLLM_CACHE_ROOT"] == "/root/.cache/vllm"
+    for main, path in (
+        (ENGINE, "/var/cache/vllm"),
+        ({"image": "vllm/vllm-openai:v1"}, "/root/.cache/vllm"),
+    ):
+        view = one(main, compilationCache={"pvcName": "kernels"})
+        mount = {"name": "compilation-cache", "mountPath": path}
+        assert mount in view.main["volumeMounts"]
+        assert view.env["VLLM_CACHE_ROOT"] == path
 
 
 def test_pod_fields_of_the_author_win(one: View) -> None:

@@ -14,7 +14,7 @@ NVIDIA = "nvcr.io/nvidia/ai-dynamo"
 PLATFORM = Platform(image_tag="test")
 
 REPLACED = {"image", "command", "args"}
-"""Fields of `main` that a mapped program replaces; a note says so."""
+"""Fields of `main` that a mapped program replaces, and that several nodes add flags to."""
 
 RESERVED = {
     f"nvidia.com/dynamo-{name}"
@@ -81,12 +81,27 @@ command = st.sampled_from(
         ["sh", "-c", "python3 -m dynamo.vllm --model $A"],
         ["sh", "-c", "python3 -m dynamo.vllm | tee x"],
         ["dynamo", "worker", "sim"],
+        ["dynamo", "worker", "vllm"],
+        ["vllm", "serve", "m"],
+        ["bash", "-c", "set -e; exec python3 -m dynamo.sglang --tp 8"],
         ["run"],
     ]
 )
 args = st.lists(
     st.sampled_from(
-        ["--model", "m", "--disaggregation-mode", "prefill", "--namespace=x", "", "-m", "dynamo.x"]
+        [
+            "--model",
+            "m",
+            "--disaggregation-mode",
+            "prefill",
+            "--namespace=x",
+            "",
+            "-m",
+            "dynamo.x",
+            "-tp",
+            "4",
+            "--data-parallel-size=2",
+        ]
     ),
     max_size=4,
 )
@@ -107,6 +122,7 @@ container = st.fixed_dictionaries(
         "livenessProbe": probe,
         "readinessProbe": probe,
         "startupProbe": probe,
+        "resources": st.just({"limits": {"nvidia.com/gpu": "2"}}),
         "workingDir": st.just("/w"),
         "terminationMessagePolicy": st.just("File"),
         "lifecycle": anything,
@@ -146,6 +162,13 @@ def pod_templates(draw: st.DrawFn) -> dict[str, Any]:
     return {"metadata": metadata, "spec": spec}
 
 
+def with_a_sidecar_that_exists(component: dict[str, Any]) -> dict[str, Any]:
+    containers = component.get("podTemplate", {}).get("spec", {}).get("containers", [])
+    if component.get("frontendSidecar") not in [c["name"] for c in containers]:
+        component.pop("frontendSidecar", None)
+    return component
+
+
 component = st.fixed_dictionaries(
     {},
     optional={
@@ -162,12 +185,23 @@ component = st.fixed_dictionaries(
         "frontendSidecar": word,
         "multinode": st.just({"nodeCount": 2}),
     },
+).map(with_a_sidecar_that_exists)
+wishes = st.fixed_dictionaries(
+    {},
+    optional={
+        "nvidia.com/gateway": st.sampled_from(["g", "n/g", "/g", "n/", "a/b/c"]),
+        "nvidia.com/network-policy": st.sampled_from(["false", "true"]),
+        "nvidia.com/vllm-distributed-executor-backend": st.sampled_from(["mp", "ray", "x"]),
+        "nvidia.com/dynamo-platform-v1alpha1": st.sampled_from(
+            ["", "{", "[]", "{}", '{"spec": {"object": {"pvcs": [{"name": 1}]}}}']
+        ),
+    },
 )
 graphs = st.builds(
-    lambda components, spec, names: {
+    lambda components, spec, names, wishes: {
         "apiVersion": "nvidia.com/v1beta1",
         "kind": "DynamoGraphDeployment",
-        "metadata": {"name": "g"},
+        "metadata": {"name": "g", "annotations": wishes},
         "spec": {
             **spec,
             "components": [
@@ -178,6 +212,7 @@ graphs = st.builds(
     st.lists(component, max_size=3),
     st.fixed_dictionaries({}, optional={"env": env, "labels": strings, "annotations": strings}),
     st.permutations(["Frontend", "Worker", "x-1"]),
+    wishes,
 )
 
 
@@ -243,17 +278,13 @@ def _key(items: list[Any]) -> str:
 def test_nothing_the_author_wrote_is_lost(graph: dict[str, Any]) -> None:
     model = DynamoGraphDeployment.model_validate(graph)
     rendered = render_with_notes(model, PLATFORM)
-    deployments = {
-        m["metadata"]["labels"]["nvidia.com/dynamo-component"]: m
-        for m in rendered.manifests
-        if m["kind"] == "Deployment"
+    templates = {
+        component.name: component.templates.get("pod") or component.templates["leader"]
+        for component in rendered.components
     }
     said = {(note.component, note.reason) for note in rendered.notes}
     for described in model.spec.components:
         name = described.name
-        if described.multinode is not None:
-            assert (name, "MultinodeNotRendered") in said
-            continue
         template = copy.deepcopy(described.pod_template or {})
         for label in RESERVED & template.get("metadata", {}).get("labels", {}).keys():
             if template["metadata"]["labels"].pop(label) != name:
@@ -264,16 +295,17 @@ def test_nothing_the_author_wrote_is_lost(graph: dict[str, Any]) -> None:
                 c for c in spec["containers"] if c["name"] != described.frontend_sidecar
             ]
         for main in spec.get("containers", []):
-            if main["name"] == "main" and said & {
-                (name, "RuntimeMapped"), (name, "FlagsTranslated")
-            }:  # fmt: skip
+            if main["name"] == "main" and (
+                described.multinode is not None
+                or said & {(name, "RuntimeMapped"), (name, "FlagsTranslated")}
+            ):
                 for key in REPLACED:
                     main.pop(key, None)
             if main["name"] == "main":
                 for key in ("command", "args"):
                     if not main.get(key):
                         main.pop(key, None)
-        found = deployments[name]["spec"]["template"]
+        found = templates[name]
         assert list(lost(template, found, "podTemplate")) == []
         main = next(c for c in found["spec"]["containers"] if c["name"] == "main")
         variables = {entry["name"] for entry in main["env"]}

@@ -108,7 +108,8 @@ class Refusals(Exception):
 # Kinds that change nothing for pods as processes: their job is done by the runner itself.
 SILENT_KINDS = frozenset({
     "ConfigMap", "Secret", "Service", "ServiceAccount", "Role", "RoleBinding", "NetworkPolicy",
-    "PodDisruptionBudget", "DynamoGraphDeployment", "DynamoGraphDeploymentScalingAdapter",
+    "PodDisruptionBudget", "PodMonitor", "DynamoGraphDeployment",
+    "DynamoGraphDeploymentScalingAdapter",
 })  # fmt: skip
 
 

@@ -86,7 +86,7 @@ def read_graph(file: Path) -> Graph:
         graph = parse_graph(graphs[0])
     except InvalidManifest as error:
         raise Unreadable([str(problem) for problem in error.problems]) from error
-    platform = Platform()
+    platform = Platform(read_only_root=False)
     rendered = render_with_notes(graph, platform)
     beside = [d.data for d in documents if d.kind in ("ConfigMap", "Secret")]
     return Graph(

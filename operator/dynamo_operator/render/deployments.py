@@ -51,8 +51,11 @@ def stamped(template: Json, worker_hash: str, restart: str | None) -> Json:
 def workload_name(part: Part, graph: Graph, generation: str) -> str:
     """Name of what runs the part's pods; `generation` is the worker hash where it is part of the
     name, else ""."""
+    generation = generation if part.is_worker else ""
+    if part.workload_kind == "LeaderWorkerSet":
+        return names.group_name(graph.name, part.spec.name, generation)
     name = names.object_name(graph.name, part.spec.name)
-    return f"{name}-{generation}" if generation and part.is_worker else name
+    return f"{name}-{generation}" if generation else name
 
 
 def selector(part: Part, graph: Graph, generation: str) -> Json:
@@ -75,6 +78,19 @@ def workload_metadata(part: Part, graph: Graph, generation: str, scale: Scale) -
     return metadata
 
 
+def bounds(part: Part, graph: Graph) -> Json:
+    """`maxSurge` and `maxUnavailable` as far as annotations give them: numbers or percentages."""
+    found: Json = {}
+    for key, annotation in (
+        ("maxSurge", names.SURGE_ANNOTATION),
+        ("maxUnavailable", names.UNAVAILABLE_ANNOTATION),
+    ):
+        value = graph.setting(annotation, part.spec)
+        if value:
+            found[key] = int(value) if value.isascii() and value.isdigit() else value
+    return found
+
+
 def deployment(part: Part, graph: Graph, generation: str, template: Json, scale: Scale) -> Json:
     """The component's Deployment of `template`."""
     spec: Json = {
@@ -86,14 +102,7 @@ def deployment(part: Part, graph: Graph, generation: str, template: Json, scale:
     if part.is_worker:
         # Kubernetes' ten minutes would call every large model's start a failure.
         spec["progressDeadlineSeconds"] = STARTUP_SECONDS + PROGRESS_MARGIN_SECONDS
-    rolling = {
-        key: value
-        for key, annotation in (
-            ("maxSurge", names.SURGE_ANNOTATION),
-            ("maxUnavailable", names.UNAVAILABLE_ANNOTATION),
-        )
-        if (value := _setting(part, graph, annotation)) is not None
-    }
+    rolling = bounds(part, graph)
     if rolling:
         spec["strategy"] = {"type": "RollingUpdate", "rollingUpdate": rolling}
     return {
@@ -102,17 +111,3 @@ def deployment(part: Part, graph: Graph, generation: str, template: Json, scale:
         "metadata": workload_metadata(part, graph, generation, scale),
         "spec": spec,
     }
-
-
-def _setting(part: Part, graph: Graph, annotation: str) -> str | int | None:
-    """The annotation's value: the component's pod template's, the graph's for all, the object's."""
-    written = mapping(mapping(part.spec.pod_template).get("metadata"))
-    for source in (
-        mapping(written.get("annotations")),
-        graph.spec.annotations,
-        graph.metadata_annotations,
-    ):
-        value = source.get(annotation)
-        if isinstance(value, str) and value:
-            return int(value) if value.isascii() and value.isdigit() else value
-    return None

@@ -8,13 +8,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from dynamo_crds import v1alpha1
+from dynamo_crds.conversion import SAID_IN_V1ALPHA1, said_in_v1alpha1
 from dynamo_crds.v1beta1 import DynamoGraphDeployment
 
 from dynamo_operator.render import (
     adapters,
+    budgets,
+    claims,
     configmaps,
     deployments,
+    gateways,
+    leaderworkersets,
+    models,
+    monitors,
     names,
+    networkpolicies,
     pods,
     serviceaccounts,
     services,
@@ -30,7 +39,12 @@ from dynamo_operator.render.runtimes import Family
 
 Manifest = Json
 
-_READ_FOR_PODS = (names.METRICS_ANNOTATION, names.ADOPT_ANNOTATION)
+_READ_FOR_PODS = (
+    names.METRICS_ANNOTATION,
+    names.EXECUTOR_ANNOTATION,
+    names.PULL_SECRETS_ANNOTATION,
+    names.ADOPT_ANNOTATION,
+)
 """Annotations of the graph object that change what its pods are."""
 
 
@@ -101,12 +115,15 @@ def render_with_notes(
         metadata_annotations=metadata.annotations,
     )
     unrendered.note_graph(graph.spec, noted)
-    unrendered.note_v1alpha1(metadata.annotations, noted)
-    unrendered.note_discovery(_discovery(whole), noted)
+    said = _said_in_v1alpha1(graph)
+    unrendered.note_v1alpha1(said, noted)
+    unrendered.note_discovery(whole.setting(names.DISCOVERY_ANNOTATION), noted)
     parts: list[Part] = []
+    components: list[RenderedComponent] = []
     for component in graph.spec.components:
-        if component.multinode is not None:
+        if component.multinode is not None and not platform.serves(names.LEADER_WORKER_SET):
             unrendered.note_multinode(component, noted)
+            components.append(_left_out(pods.part(component, whole, noted), whole))
             continue
         unrendered.note_component(component, noted)
         parts.append(pods.part(component, whole, noted))
@@ -114,8 +131,8 @@ def render_with_notes(
     unrendered.note_pairing([part.role for part in parts], noted)
     worker_hash = kept.worker_hash if kept is not None else deployments.worker_hash(parts)
     generation = worker_hash if deployments.generations_apart(parts) else ""
-    components: list[RenderedComponent] = []
     workloads: list[Manifest] = []
+    others: list[Manifest | None] = []
     for part in parts:
         name = part.spec.name
         part.templates = deployments.reused(part, kept)
@@ -125,7 +142,15 @@ def render_with_notes(
             which: deployments.stamped(template, stamp, restarts.get(name))
             for which, template in part.templates.items()
         }
-        workloads.append(deployments.deployment(part, whole, generation, stamped["pod"], sized))
+        workloads.append(
+            deployments.deployment(part, whole, generation, stamped["pod"], sized)
+            if part.workload_kind == "Deployment"
+            else leaderworkersets.leader_worker_set(part, whole, generation, stamped, sized)
+        )
+        others.append(budgets.budget(part, whole, sized))
+        others.append(networkpolicies.policy(part, parts, whole))
+        seed = part.replicas if sized.replicas is None else sized.replicas
+        others.append(adapters.adapter(part, whole, seed))
         components.append(
             RenderedComponent(
                 name=name,
@@ -145,12 +170,14 @@ def render_with_notes(
     for part in parts:
         manifests += serviceaccounts.role(part, whole, parts, noted)
     manifests += [configmaps.picker_config(part, whole) for part in parts]
+    manifests += claims.claims(said, whole)
     manifests += [services.service(part, whole, noted) for part in parts]
+    manifests += models.services(parts, whole)
     manifests += workloads
-    for part in parts:
-        sized = scale.get(part.spec.name, Scale(part.replicas))
-        seed = part.replicas if sized.replicas is None else sized.replicas
-        manifests.append(adapters.adapter(part, whole, seed))
+    manifests += others
+    manifests += [gateways.pool(part, whole, noted) for part in parts]
+    manifests.append(gateways.route(parts, whole, noted))
+    manifests.append(monitors.monitor(parts, whole, noted))
     return Rendered(
         manifests=[manifest for manifest in manifests if manifest is not None],
         notes=noted.items,
@@ -177,7 +204,27 @@ def template_inputs(graph: DynamoGraphDeployment) -> str:
     return short_hash([spec, read])
 
 
-def _discovery(graph: Graph) -> str | None:
-    return graph.spec.annotations.get(
-        names.DISCOVERY_ANNOTATION, graph.metadata_annotations.get(names.DISCOVERY_ANNOTATION)
+def _left_out(part: Part, graph: Graph) -> RenderedComponent:
+    """A component for which nothing can run."""
+    return RenderedComponent(
+        name=part.spec.name,
+        kind=part.kind,
+        role=part.role,
+        family=part.family,
+        workload_kind="",
+        workload="",
+        templates={},
+        replicas=part.replicas,
+        selector=part.selector(graph),
     )
+
+
+def _said_in_v1alpha1(graph: DynamoGraphDeployment) -> v1alpha1.GraphSpec:
+    """What a graph written in v1alpha1 says beyond v1beta1; nothing where the record of it was
+    changed to something that makes no sense."""
+    if SAID_IN_V1ALPHA1 in graph.metadata.annotations:
+        try:
+            return said_in_v1alpha1(graph)
+        except ValueError:
+            pass
+    return v1alpha1.GraphSpec()

@@ -18,6 +18,10 @@ CLASS_LABEL = "nvidia.com/dynamo-component-class"
 NAMESPACE_LABEL = "nvidia.com/dynamo-namespace"
 WORKER_HASH_LABEL = "nvidia.com/dynamo-worker-hash"
 METRICS_LABEL = "nvidia.com/metrics-enabled"
+MODEL_LABEL = "nvidia.com/dynamo-base-model-hash"
+MODEL_ANNOTATION = "nvidia.com/dynamo-base-model"
+NODE_LABEL = "leaderworkerset.sigs.k8s.io/worker-index"
+"""Put on pods of a LeaderWorkerSet by its controller; "0" on the leader's."""
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 MANAGED_BY = "dynamo-operator"
 """Labels every rendered object, not the pods: the operator's informers select by it."""
@@ -25,6 +29,12 @@ MANAGED_BY = "dynamo-operator"
 SURGE_ANNOTATION = "nvidia.com/deployment-rolling-update-max-surge"
 UNAVAILABLE_ANNOTATION = "nvidia.com/deployment-rolling-update-max-unavailable"
 METRICS_ANNOTATION = "nvidia.com/enable-metrics"
+EXECUTOR_ANNOTATION = "nvidia.com/vllm-distributed-executor-backend"
+PULL_SECRETS_ANNOTATION = "nvidia.com/disable-image-pull-secret-discovery"
+GATEWAY_ANNOTATION = "nvidia.com/gateway"
+"""On a graph, `[<namespace>/]<name>`: the Gateway that sends it requests. Ours."""
+NETWORK_POLICY_ANNOTATION = "nvidia.com/network-policy"
+"""On a graph, "false": its workers may be reached from anywhere. Ours."""
 DISCOVERY_ANNOTATION = "nvidia.com/dynamo-discovery-backend"
 RESTART_ANNOTATION = "nvidia.com/restartAt"
 """On pod templates: the id of the last restart that was asked for."""
@@ -39,6 +49,13 @@ GRPC_HEALTH_PORT = 9003
 SYSTEM_PORT = 9090
 PLANNER_METRICS_PORT = 9085
 STREAM_PORT = 5557
+TELEMETRY_PORT = 19090
+"""Where NIXL exports its metrics in Dynamo's own workers."""
+
+LEADER_WORKER_SET = "leaderworkerset.x-k8s.io/LeaderWorkerSet"
+INFERENCE_POOL = "inference.networking.k8s.io/InferencePool"
+HTTP_ROUTE = "gateway.networking.k8s.io/HTTPRoute"
+POD_MONITOR = "monitoring.coreos.com/PodMonitor"
 
 LABEL_LIMIT = 63
 HASH_LENGTH = 8
@@ -58,11 +75,31 @@ def object_name(graph: str, component: str) -> str:
     return bounded(f"{graph}-{component}".lower().replace(".", "-"), NAME_LIMIT)
 
 
+def group_name(graph: str, component: str, generation: str) -> str:
+    """Name of a component's LeaderWorkerSet: `<graph>-<component lower>-group[-<generation>]`.
+
+    At most 48 characters, because the controllers behind it append indexes and a revision to it in
+    labels; and other than the component's Service, because it makes a Service of its own name.
+    """
+    name = f"{bounded(service_name(graph, component), 48 - len('-group-') - HASH_LENGTH)}-group"
+    return f"{name}-{generation}" if generation else name
+
+
 def service_name(graph: str, component: str) -> str:
     """Name of a component's Service. Kubernetes wants a letter first (RFC 1035); a graph whose
     name starts with a digit gets `s-` before it."""
     name = object_name(graph, component)
     return name if name[:1].isalpha() else bounded(f"s-{name}", NAME_LIMIT)
+
+
+def pool_name(graph: str) -> str:
+    """Name of a graph's InferencePool."""
+    return bounded(f"{graph}-pool")
+
+
+def route_name(graph: str) -> str:
+    """Name of a graph's HTTPRoute."""
+    return bounded(f"{graph}-route")
 
 
 def adapter_name(graph: str, component: str) -> str:

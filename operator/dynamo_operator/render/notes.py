@@ -19,6 +19,14 @@ DRAIN_EXCEEDS_GRACE = "DrainExceedsGrace"
 SERVICE_RENAMED = "ServiceRenamed"
 NOTHING_TO_SCALE = "PlannerHasNothingToScale"
 DISCOVERY_BACKEND_IGNORED = "DiscoveryBackendIgnored"
+MULTINODE_NEEDS_LWS = "MultinodeNeedsLeaderWorkerSet"
+MULTINODE_NEEDS_SECRET = "MultinodeNeedsSecret"
+MULTINODE_FITS_ONE_NODE = "MultinodeFitsOneNode"
+POOL_NEEDS_API = "InferencePoolNotServed"
+ROUTE_NEEDS_API = "HTTPRouteNotServed"
+MONITOR_NEEDS_API = "PodMonitorNotServed"
+GATEWAY_UNREADABLE = "GatewayUnreadable"
+NOTHING_TO_ROUTE_TO = "GatewayHasNothingToRouteTo"
 CONNECTOR_UNSUPPORTED = "KvConnectorUnsupported"
 
 
@@ -29,7 +37,7 @@ class Note:
     component: str
     """Name of the component it is about; "" for the graph as a whole."""
     reason: str
-    """CamelCase, stable: `MultinodeNotRendered`, `RuntimeUnsupported`, …"""
+    """CamelCase, stable: `MultinodeNeedsLeaderWorkerSet`, `RuntimeUnsupported`, …"""
     message: str
     """One sentence: what was found and what became of it."""
 

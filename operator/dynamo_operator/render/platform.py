@@ -58,6 +58,10 @@ class Platform:
     shared_memory_size: str = "8Gi"
     """Size limit of /dev/shm in workers that give none (a Kubernetes quantity; "0" for none)."""
 
+    read_only_root: bool = True
+    """Whether our programs' containers get a read-only root file system and a /tmp of their own;
+    off where pods are processes of one machine."""
+
     def serves(self, group_kind: str) -> bool:
         """Whether objects of `group/Kind` can be applied."""
         return self.apis is None or group_kind in self.apis

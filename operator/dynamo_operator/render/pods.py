@@ -11,11 +11,22 @@ from typing import Any
 
 from dynamo_crds.v1beta1 import Component
 
-from dynamo_operator.render import environment, merge, names, notes, runtimes
+from dynamo_operator.render import (
+    environment,
+    hardening,
+    merge,
+    models,
+    multinode,
+    names,
+    notes,
+    pullsecrets,
+    runtimes,
+)
 from dynamo_operator.render.defaults import epp, frontend, planner, worker
 from dynamo_operator.render.defaults.ports import Numbers, References
 from dynamo_operator.render.environment import field, variable
 from dynamo_operator.render.merge import Json, entries, mapping
+from dynamo_operator.render.multinode.node import ALIASES
 from dynamo_operator.render.notes import Notes
 from dynamo_operator.render.parts import WORKER_ROLES, Graph, Part
 from dynamo_operator.render.runtimes import Family, Runtime
@@ -74,8 +85,10 @@ def part(component: Component, graph: Graph, noted: Notes) -> Part:
     mounts: list[Json] = []
     variables = _variables(component, kind, role, family, numbers, drain, graph)
     _shared_memory(component, kind, user, graph, volumes, mounts)
-    _compilation_cache(component, volumes, mounts, variables)
+    _compilation_cache(component, runtime, volumes, mounts, variables)
+    _scratch(runtime, user, graph, volumes, mounts, variables)
     _picker_config(component, graph, volumes, mounts, variables)
+    aliases = ALIASES if component.multinode is not None else ()
 
     ports = merge.ports(_ports(kind, family, numbers), entries(user.get("ports")))
     refer = References.of(ports)
@@ -84,12 +97,16 @@ def part(component: Component, graph: Graph, noted: Notes) -> Part:
         "terminationMessagePolicy": "FallbackToLogsOnError",
         **_probes(kind, family, numbers, refer),
     }
+    if runtime.own_image:
+        defaults["securityContext"] = hardening.security_context(
+            runtime.own_image, pod, graph.platform.read_only_root
+        )
     if mounts:
         defaults["volumeMounts"] = mounts
     main = merge.container(defaults, user)
     if ports:
         main["ports"] = ports
-    main["env"] = environment.merged(variables, graph.env, user_env)
+    main["env"] = environment.merged([*aliases, *variables], graph.env, user_env, aliases)
     for key, value in (
         ("image", runtime.image),
         ("command", runtime.command),
@@ -114,10 +131,6 @@ def part(component: Component, graph: Graph, noted: Notes) -> Part:
     elif not account and kind == "worker":
         # Workers ask Kubernetes for nothing; without a token nobody can in their name.
         pod_defaults["automountServiceAccountToken"] = False
-    if graph.platform.image_pull_secrets:
-        pod_defaults["imagePullSecrets"] = [
-            {"name": secret} for secret in graph.platform.image_pull_secrets
-        ]
     spec = merge.pod_spec(pod_defaults, pod)
     spec["containers"] = [
         main if container is user else container
@@ -126,6 +139,10 @@ def part(component: Component, graph: Graph, noted: Notes) -> Part:
     ]
     if not user:
         spec["containers"].insert(0, main)
+    discover = graph.setting(names.PULL_SECRETS_ANNOTATION, component) != "true"
+    pull_secrets = pullsecrets.of_pod(spec, graph.platform, discover)
+    if pull_secrets and spec.get("imagePullSecrets") is None:
+        spec["imagePullSecrets"] = pull_secrets
     _claims_for_mounts(spec)
 
     labels = _labels(component, kind, role, graph)
@@ -134,22 +151,37 @@ def part(component: Component, graph: Graph, noted: Notes) -> Part:
         **merge.present(written),
         "metadata": {
             **merge.present(metadata),
-            "labels": _pod_labels(
-                component.name, mapping(metadata.get("labels")), labels, graph, noted
-            ),
+            "labels": _pod_labels(component, mapping(metadata.get("labels")), labels, graph, noted),
         },
         "spec": spec,
     }
-    annotations = {**graph.spec.annotations, **merge.present(mapping(metadata.get("annotations")))}
+    annotations = {
+        **models.annotations(component),
+        **graph.spec.annotations,
+        **merge.present(mapping(metadata.get("annotations"))),
+    }
     if annotations:
         template["metadata"]["annotations"] = annotations
+    templates: Mapping[str, Json] = {"pod": template}
+    every_node_serves = True
+    if component.multinode is not None:
+        executor = graph.setting(names.EXECUTOR_ANNOTATION, component).lower()
+        backend = graph.spec.backend_framework
+        group = multinode.split(component, template, main, executor, backend, noted)
+        templates, every_node_serves = group.templates, group.every_node_serves
     return Part(
         spec=component,
         kind=kind,
         role=role,
         family=family,
-        templates={"pod": template},
+        templates=templates,
+        every_node_serves=every_node_serves,
         labels=labels,
+        ports={
+            entry["name"]: entry["containerPort"]
+            for entry in ports
+            if isinstance(entry, dict) and entry.get("name")
+        },
         service_ports=_service_ports(kind, family, numbers, refer),
         service_account=account,
         own_account=own_account,
@@ -291,6 +323,12 @@ def _service_ports(
     return []
 
 
+def _mounted(user: Mapping[str, Any], path: str) -> bool:
+    """Whether the author mounts something at `path`."""
+    taken = (mapping(m).get("mountPath") for m in entries(user.get("volumeMounts")))
+    return any(isinstance(one, str) and one.rstrip("/") == path for one in taken)
+
+
 def _shared_memory(
     component: Component,
     kind: str,
@@ -307,20 +345,42 @@ def _shared_memory(
     text = str(size)
     if _ZERO.fullmatch(text):
         return
-    taken = (mapping(m).get("mountPath") for m in entries(user.get("volumeMounts")))
-    if any(isinstance(path, str) and path.rstrip("/") == SHARED_MEMORY_PATH for path in taken):
+    if _mounted(user, SHARED_MEMORY_PATH):
         return
     volumes.append({"name": SHARED_MEMORY, "emptyDir": {"medium": "Memory", "sizeLimit": text}})
     mounts.append({"name": SHARED_MEMORY, "mountPath": SHARED_MEMORY_PATH})
 
 
+def _scratch(
+    runtime: Runtime,
+    user: Mapping[str, Any],
+    graph: Graph,
+    volumes: list[Json],
+    mounts: list[Json],
+    variables: list[Json],
+) -> None:
+    if not runtime.own_image or not hardening.has_scratch(
+        runtime.own_image, graph.platform.read_only_root
+    ):
+        return
+    variables.append(variable("HOME", hardening.SCRATCH))
+    if not _mounted(user, hardening.SCRATCH):
+        volumes.append({"name": hardening.SCRATCH_VOLUME, "emptyDir": {}})
+        mounts.append({"name": hardening.SCRATCH_VOLUME, "mountPath": hardening.SCRATCH})
+
+
 def _compilation_cache(
-    component: Component, volumes: list[Json], mounts: list[Json], variables: list[Json]
+    component: Component,
+    runtime: Runtime,
+    volumes: list[Json],
+    mounts: list[Json],
+    variables: list[Json],
 ) -> None:
     cache = component.compilation_cache
     if cache is None:
         return
-    path = cache.mount_path or worker.COMPILATION_CACHE
+    own = bool(runtime.own_image)
+    path = cache.mount_path or (worker.OWN_COMPILATION_CACHE if own else worker.COMPILATION_CACHE)
     claim = {"claimName": cache.pvc_name}
     volumes.append({"name": COMPILATION_CACHE, "persistentVolumeClaim": claim})
     mounts.append({"name": COMPILATION_CACHE, "mountPath": path})
@@ -388,10 +448,7 @@ def _claims_for_mounts(spec: Json) -> None:
 
 def _labels(component: Component, kind: str, role: str, graph: Graph) -> dict[str, str]:
     """Labels that say what an object belongs to."""
-    labels = {
-        names.GRAPH_LABEL: names.bounded(graph.name),
-        names.COMPONENT_LABEL: component.name,
-    }
+    labels = {**graph.label, names.COMPONENT_LABEL: component.name}
     if role:
         labels[names.TYPE_LABEL] = role
     if kind == "worker":
@@ -402,7 +459,7 @@ def _labels(component: Component, kind: str, role: str, graph: Graph) -> dict[st
 
 
 def _pod_labels(
-    component: str,
+    component: Component,
     user: Mapping[str, Any],
     own: Mapping[str, str],
     graph: Graph,
@@ -410,8 +467,8 @@ def _pod_labels(
 ) -> dict[str, Any]:
     shared = own.get(names.TYPE_LABEL) is not None
     namespace = names.bounded(names.dynamo_namespace(graph.namespace, graph.name, False))
-    labels: dict[str, Any] = {**own, names.NAMESPACE_LABEL: namespace}
-    if shared and _wants_metrics(graph):
+    labels: dict[str, Any] = {**own, names.NAMESPACE_LABEL: namespace, **models.labels(component)}
+    if shared and graph.wants_metrics:
         labels[names.METRICS_LABEL] = "true"
     labels |= graph.spec.labels
     labels |= merge.present(user)
@@ -420,16 +477,9 @@ def _pod_labels(
         given = labels.get(label)
         if given is not None and given != mine:
             message = f"label {label}: {given} is replaced; pods are found by it"
-            noted.add(component, notes.LABEL_RESERVED, message)
+            noted.add(component.name, notes.LABEL_RESERVED, message)
         if mine is not None:
             labels[label] = mine
         else:
             labels.pop(label, None)
     return labels
-
-
-def _wants_metrics(graph: Graph) -> bool:
-    setting = graph.spec.annotations.get(
-        names.METRICS_ANNOTATION, graph.metadata_annotations.get(names.METRICS_ANNOTATION)
-    )
-    return setting != "false"

@@ -9,13 +9,13 @@ written and said to be unsupported.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
 from dynamo_operator.render import flags, notes, shell
 from dynamo_operator.render.merge import entries
-from dynamo_operator.render.platform import IMAGE_NAMES, Platform
+from dynamo_operator.render.platform import IMAGE_NAMES, OWN_REPOSITORY, Platform
 
 
 class Family(Enum):
@@ -82,9 +82,13 @@ class Runtime:
     """"worker", "prefill" or "decode", where the flags say it."""
     type: str = ""
     """Component type that the program stands for; "" if it tells none."""
+    own_image: str = ""
+    """Which of our images it runs in, one of `IMAGE_NAMES`; "" for another's."""
 
 
 _OWN_IMAGE = re.compile(rf"(?:^|/)dynamo-platform/({'|'.join(IMAGE_NAMES)})(?:[:@]|$)")
+_BARE_IMAGE = re.compile(rf"{OWN_REPOSITORY}({'|'.join(IMAGE_NAMES)})")
+"""One of our images, named without registry and tag: whichever this installation has."""
 _STOCK_IMAGE = re.compile(r"(?:^|/)vllm-openai(?:[:@-]|$)")
 _PYTHON = re.compile(r"(?:.*/)?python[0-9.]*")
 _SHELL = re.compile(r"(?:.*/)?(?:ba|da|z|k)?sh")
@@ -146,6 +150,22 @@ def resolve(
 ) -> Runtime:
     """What `container` (`main` of a component of `component_type`, "" if it gives none) runs."""
     image = container.get("image") or None
+    if isinstance(image, str) and (bare := _BARE_IMAGE.fullmatch(image)):
+        image = platform.image(bare[1])
+    found = _resolve(component, component_type, container, image, backend, platform, noted)
+    own = _OWN_IMAGE.search(found.image) if found.image else None
+    return replace(found, own_image=own[1]) if own else found
+
+
+def _resolve(
+    component: str,
+    component_type: str,
+    container: Mapping[str, Any],
+    image: str | None,
+    backend: str | None,
+    platform: Platform,
+    noted: notes.Notes,
+) -> Runtime:
     command = [str(part) for part in entries(container.get("command"))]
     args = [str(part) for part in entries(container.get("args"))]
     own = _OWN_IMAGE.search(image) if image else None

@@ -1,6 +1,6 @@
 """Service accounts and their rights: as few as the component's job takes.
 
-A frontend and a picker watch pods and endpoints; a planner sets the scale of the graph's own
+A frontend and a picker watch pods; a planner sets the scale of the graph's own
 adapters; a worker asks Kubernetes for nothing and gets no account.
 """
 
@@ -18,14 +18,7 @@ _RBAC = "rbac.authorization.k8s.io"
 def _rules(part: Part, graph: Graph, parts: Sequence[Part]) -> list[Json]:
     match part.kind:
         case "frontend" | "epp":
-            return [
-                {"apiGroups": [""], "resources": ["pods"], "verbs": list(_WATCH)},
-                {
-                    "apiGroups": ["discovery.k8s.io"],
-                    "resources": ["endpointslices"],
-                    "verbs": list(_WATCH),
-                },
-            ]
+            return [{"apiGroups": [""], "resources": ["pods"], "verbs": list(_WATCH)}]
         case "planner":
             adapters = sorted(
                 names.adapter_name(graph.name, other.spec.name)

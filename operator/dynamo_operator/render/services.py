@@ -32,5 +32,11 @@ def service(part: Part, graph: Graph, noted: Notes) -> Json | None:
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": graph.metadata(name, part.labels),
-        "spec": {"type": "ClusterIP", "selector": part.selector(graph), "ports": ports},
+        "spec": {"type": "ClusterIP", "selector": _selector(part, graph), "ports": ports},
     }
+
+
+def _selector(part: Part, graph: Graph) -> Json:
+    """Labels of the component's pods that answer."""
+    selector = part.selector(graph)
+    return selector if part.every_node_serves else {**selector, names.NODE_LABEL: "0"}

@@ -1,17 +1,13 @@
 """Fields that are accepted but not rendered: each gives a note, so that nothing is silent."""
 
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from dynamo_crds.conversion import SAID_IN_V1ALPHA1
+from dynamo_crds import v1alpha1
 from dynamo_crds.v1beta1 import Component, GraphSpec
 
 from dynamo_operator.render import notes
-from dynamo_operator.render.merge import entries, mapping
 from dynamo_operator.render.notes import Notes
 
-MULTINODE = "MultinodeNotRendered"
 PAIRING = "PrefillDecodeAggregated"
 
 
@@ -26,8 +22,6 @@ def note_graph(spec: GraphSpec, noted: Notes) -> None:
             "PriorityClassNotRendered",
             "priorityClassName is for gang scheduling; set it in a podTemplate for plain pods",
         )
-    if spec.restart is not None:
-        say("RestartNotRendered", "restart asks the operator for an action; no manifest shows it")
     if spec.topology_constraint is not None:
         say("TopologyConstraintNotRendered", "topologyConstraint has no effect on plain pods")
     if spec.provider_override is not None:
@@ -43,8 +37,6 @@ def note_component(component: Component, noted: Notes) -> None:
     def say(what: str, message: str) -> None:
         noted.add(name, f"{what}NotRendered", message)
 
-    if component.model_ref is not None:
-        say("ModelRef", "modelRef: no Service for DynamoModel's endpoint discovery is rendered")
     if component.min_available is not None:
         say("MinAvailable", "minAvailable is for gang scheduling; plain pods start one by one")
     if component.topology_constraint is not None:
@@ -61,8 +53,12 @@ def note_component(component: Component, noted: Notes) -> None:
             say("Checkpoint", "experimental.checkpoint: workers start from scratch")
         if experimental.grove is not None:
             say("Grove", "experimental.grove: pods are Deployments, not Grove's")
-    if component.type == "epp":
-        say("InferencePool", "no InferencePool is rendered for the picker")
+    multinode = component.multinode
+    if multinode is not None and any(
+        role is not None and role.provider_override is not None
+        for role in (multinode.leader, multinode.worker)
+    ):
+        say("MultinodeProviderOverride", "multinode: providerOverride has no provider to go to")
 
 
 def note_pairing(roles: Sequence[str], noted: Notes) -> None:
@@ -79,13 +75,14 @@ def note_pairing(roles: Sequence[str], noted: Notes) -> None:
 def note_multinode(component: Component, noted: Notes) -> None:
     noted.add(
         component.name,
-        MULTINODE,
-        "multinode: engines that span several nodes are not rendered; the component is left out",
+        notes.MULTINODE_NEEDS_LWS,
+        "several nodes need LeaderWorkerSets, which are not installed (kubernetes-sigs/lws); the"
+        " component is left out",
     )
 
 
-def note_discovery(backend: str | None, noted: Notes) -> None:
-    if backend not in (None, "kubernetes"):
+def note_discovery(backend: str, noted: Notes) -> None:
+    if backend not in ("", "kubernetes"):
         noted.add(
             "",
             notes.DISCOVERY_BACKEND_IGNORED,
@@ -93,20 +90,9 @@ def note_discovery(backend: str | None, noted: Notes) -> None:
         )
 
 
-def note_v1alpha1(annotations: Mapping[str, str], noted: Notes) -> None:
-    """Notes on what a graph said in v1alpha1 that v1beta1 has no field for; conversion keeps it
-    in an annotation."""
-    try:
-        kept: Any = json.loads(annotations.get(SAID_IN_V1ALPHA1, "{}"))
-    except ValueError:
-        return
-    for name, record in sorted(mapping(kept).items()):
-        section = mapping(mapping(record).get("object"))
-        for claim in entries(section.get("pvcs")):
-            if mapping(claim).get("create"):
-                message = f"PersistentVolumeClaim {mapping(claim).get('name')} is not created"
-                noted.add("", "VolumeClaimNotRendered", message)
-        component = name.removeprefix("component/")
-        if component != name and mapping(section.get("ingress")).get("enabled"):
+def note_v1alpha1(said: v1alpha1.GraphSpec, noted: Notes) -> None:
+    """Notes on what a graph said in v1alpha1 that is not rendered."""
+    for component, service in said.services.items():
+        if service.ingress is not None and service.ingress.enabled:
             message = "ingress: route to the frontend's Service with an Ingress or HTTPRoute"
             noted.add(component, "IngressNotRendered", message)

@@ -12,6 +12,8 @@ from dynamo_operator.render.runtimes import Family
 
 STARTUP_SECONDS = 7200
 COMPILATION_CACHE = "/root/.cache/vllm"
+OWN_COMPILATION_CACHE = "/var/cache/vllm"
+"""In our image, whose user may not look into /root."""
 
 
 def ports(family: Family, numbers: Numbers) -> list[Json]:
