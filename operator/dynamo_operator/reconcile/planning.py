@@ -84,7 +84,7 @@ def plan(observed: Observed, platform: Platform) -> Plan:
     owned = tuple(stamped(_owned(manifest, observed)) for manifest in manifests)
     return Plan(
         manifests=owned,
-        seeds=_seeds(final, decisions, live) if not old else _seeds(final, decisions, {}),
+        seeds=_seeds(final, decisions),
         scale={
             (kind, name): step.old[name]
             for kind, name, _, workload in old
@@ -242,20 +242,32 @@ def _decide(
         remembering = live.get(component.name) or next(
             (w for _, _, name, w in reversed(old) if name == component.name), None
         )
-        adapter = observed.children.get(
-            (ADAPTER, names.adapter_name(observed.name, component.name))
-        )
-        number = None
         spec = wanted.get(component.name)
-        if (
-            adapter is not None
-            and spec is not None
-            and spec.scaling_adapter is not None
-            and not adapter["metadata"].get("deletionTimestamp")
-        ):
-            number = int(adapter["spec"]["replicas"])
+        number = None
+        if spec is not None and spec.scaling_adapter is not None:
+            rolling = any(name == component.name for _, _, name, _ in old)
+            number = _adapter_number(observed, component, remembering, rolling)
         found[component.name] = replicas.decide(component.replicas, number, remembering)
     return found
+
+
+def _adapter_number(
+    observed: Observed,
+    component: RenderedComponent,
+    workload: Json | None,
+    rolling: bool,
+) -> int:
+    """The adapter's number; of one that is yet to be made, what runs: that is where it begins.
+    While two generations share the component's pods (`rolling`), no workload tells that."""
+    name = names.adapter_name(observed.name, component.name)
+    adapter = observed.children.get((ADAPTER, name))
+    if adapter is not None and not adapter["metadata"].get("deletionTimestamp"):
+        return int(adapter["spec"]["replicas"])
+    if marker := replicas.Marker.of(workload):
+        return marker.kept
+    if workload is not None and not rolling:
+        return int(workload["spec"].get("replicas", component.replicas))
+    return component.replicas
 
 
 def _bounds(observed: Observed, component: RenderedComponent) -> rollout.Bounds:
@@ -307,21 +319,15 @@ def _without_number(manifest: Json) -> Json:
     return {**manifest, "spec": spec}
 
 
-def _seeds(
-    final: Rendered, decisions: Mapping[str, replicas.Decision], live: Mapping[str, Json]
-) -> dict[Key, int]:
-    """The numbers that new adapters begin with: what runs. While a rollout has two workloads of
-    a component, that is what they add up to in the end."""
-    found = {}
-    for manifest in final.manifests:
-        if manifest["kind"] == ADAPTER:
-            name = manifest["spec"]["dgdRef"]["componentName"]
-            workload, decision = live.get(name), decisions[name]
-            number = decision.replicas
-            if workload is not None and decision.by == "graph":
-                number = int(workload["spec"].get("replicas", number))
-            found[ADAPTER, manifest["metadata"]["name"]] = number
-    return found
+def _seeds(final: Rendered, decisions: Mapping[str, replicas.Decision]) -> dict[Key, int]:
+    """The numbers that new adapters begin with."""
+    return {
+        (ADAPTER, manifest["metadata"]["name"]): decisions[
+            manifest["spec"]["dgdRef"]["componentName"]
+        ].replicas
+        for manifest in final.manifests
+        if manifest["kind"] == ADAPTER
+    }
 
 
 def _owned(manifest: Json, observed: Observed) -> Json:
