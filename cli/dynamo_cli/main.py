@@ -16,9 +16,11 @@ from typer.core import TyperGroup
 
 # Top-level module of a third-party package -> the extra that brings it.
 EXTRAS = {
+    "cryptography": "operator",
     "envoy": "epp",
     "grpc": "epp",
     "jinja2": "epp",
+    "kubernetes_asyncio": "operator",
     "numpy": "router",
     "pydantic": "crds",
     "starlette": "worker",
@@ -40,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "worker sim": ("worker_command", "sim", PASS_THROUGH),
     "worker vllm": ("worker_command", "vllm", PASS_THROUGH),
     "model tiny": ("model_command", "tiny", {}),
+    "operator run": ("operator_run_command", "run", {}),
 }
 
 
@@ -74,6 +77,10 @@ class WorkerGroup(LazyGroup):
 
 class ModelGroup(LazyGroup):
     path = "model "
+
+
+class OperatorGroup(LazyGroup):
+    path = "operator "
 
 
 def _version(wanted: bool) -> None:
@@ -124,6 +131,7 @@ def _group(cls: type[LazyGroup], text: str) -> typer.Typer:
 GROUPS = {
     "worker": _group(WorkerGroup, "Run a worker: an engine and our launcher beside it."),
     "model": _group(ModelGroup, "Make models to try things with."),
+    "operator": _group(OperatorGroup, "Run the operator on Kubernetes, and install it."),
 }
 
 
