@@ -101,7 +101,8 @@ def _restart(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[EventTe
     if phase == "Completed" and not before and not at(old, "conditions"):
         return  # a graph that is new has nothing to restart
     kind: Literal["Normal", "Warning"] = "Warning" if phase == FAILED else "Normal"
-    yield EventText(kind, f"Restart{phase}", f"restart {id}: {phase.lower()}")
+    reason = "RestartStarted" if phase == "Restarting" else f"Restart{phase}"
+    yield EventText(kind, reason, f"restart {id}: {phase.lower()}")
 
 
 def _ignored(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[EventText]:
