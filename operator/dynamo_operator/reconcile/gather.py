@@ -147,6 +147,8 @@ def registries(secret: Json) -> list[str]:
 
 # --- by graph
 
+GONE_KEPT = 4096
+
 
 @dataclass(slots=True)
 class _Family:
@@ -170,6 +172,8 @@ class GraphIndex:
         # a deleted one, its uid.
         self._ahead: dict[tuple[str, Key], Json | str] = {}
         self._graphs_ahead: dict[GraphKey, Json] = {}
+        # The last version of objects that have gone, oldest first: an answer may come after that.
+        self._gone: dict[tuple[str, Key], int] = {}
 
     # called by informers
 
@@ -224,7 +228,16 @@ class GraphIndex:
     def wrote(self, item: Json) -> None:
         """The API server's answer to a write: the object as it is since then."""
         key = item["kind"], item["metadata"]["name"]
-        self._ahead[item["metadata"]["namespace"], key] = child(item)
+        namespace = item["metadata"]["namespace"]
+        cached = self._cached(namespace, key, item)
+        seen = _version(cached) if cached is not None else self._gone.get((namespace, key), 0)
+        if seen < _version(item):
+            self._ahead[namespace, key] = child(item)
+
+    def _cached(self, namespace: str, key: Key, item: Json) -> Json | None:
+        place = _place(item)
+        family = self._families.get(place) if place is not None else None
+        return family.children.get(key) if family is not None else None
 
     def wrote_graph(self, item: Json) -> None:
         """The API server's answer to a write of a graph's status."""
@@ -237,6 +250,11 @@ class GraphIndex:
 
     def _caught_up(self, namespace: str, key: Key, old: Json | None, new: Json | None) -> None:
         """The cache went from `old` to `new`: does it show our own write by now?"""
+        if new is None and old is not None:
+            self._gone.pop((namespace, key), None)
+            self._gone[namespace, key] = _version(old)
+            if len(self._gone) > GONE_KEPT:
+                del self._gone[next(iter(self._gone))]
         ahead = self._ahead.get((namespace, key))
         if ahead is None:
             return
