@@ -20,7 +20,11 @@ from tests.operator.objects import Json, component, deployment, observed, plan
 VLLM: Json = {
     "spec": {
         "containers": [
-            {"name": "main", "image": "nvcr.io/nvidia/ai-dynamo/vllm-runtime:1", "args": ["--model", "m"]}
+            {
+                "name": "main",
+                "image": "nvcr.io/nvidia/ai-dynamo/vllm-runtime:1",
+                "args": ["--model", "m"],
+            }
         ]
     }
 }
@@ -520,7 +524,10 @@ def test_from_apply_to_successful() -> None:
 
     changed = copy.deepcopy(raw)
     changed["metadata"]["generation"] = 2
-    changed["spec"]["components"][2]["podTemplate"]["spec"]["containers"][0]["args"] = ["--model", "n"]
+    changed["spec"]["components"][2]["podTemplate"]["spec"]["containers"][0]["args"] = [
+        "--model",
+        "n",
+    ]
     after = observed(*children, raw={**changed, "status": status})
     status = status_of(after, planning.plan(after, platform))
     assert (status["state"], condition(status, "Ready")[1]) == ("pending", "updating")
