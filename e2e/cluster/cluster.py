@@ -16,7 +16,7 @@ import socket
 import string
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,21 @@ class KubectlError(ClusterError):
 class Cluster:
     """One cluster. Making the object does nothing; `up` starts it unless it runs."""
 
-    def __init__(self, layout: Layout | None = None, env: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self,
+        layout: Layout | None = None,
+        env: Mapping[str, str] = os.environ,
+        *,
+        with_node: bool | None = None,
+        apiserver_flags: Sequence[str] = (),
+    ) -> None:
+        """`with_node` False: a control plane only, also as root; None: what the user allows.
+
+        Several clusters need folders of their own (`Layout.run`), and only one can have a node.
+        """
         self.layout = layout or settings.layout(env)
+        self._with_node = os.geteuid() == 0 if with_node is None else with_node
+        self._apiserver_flags = tuple(apiserver_flags)
         given = env.get("KUBECONFIG", "")
         self.is_foreign = bool(given) and given != str(self.layout.kubeconfig)
         """Whether it is somebody's cluster that `KUBECONFIG` names."""
@@ -66,7 +79,7 @@ class Cluster:
     def has_pods(self) -> bool:
         """Whether pods run: on somebody's cluster, and on a node of our own."""
         record = self._record()
-        return self.is_foreign or (record["node"] if record else os.geteuid() == 0)
+        return self.is_foreign or (record["node"] if record else self._with_node)
 
     @property
     def why_no_pods(self) -> str:
@@ -108,11 +121,10 @@ class Cluster:
         with self._lock():
             if self.is_up:
                 return
-            with_node = os.geteuid() == 0
-            build.build(self.layout, with_node)
+            build.build(self.layout, self._with_node)
             self._down()
             try:
-                self._start(with_node)
+                self._start(self._with_node)
                 self._make_usable()
             except BaseException:
                 with contextlib.suppress(OSError):
@@ -132,7 +144,7 @@ class Cluster:
             pid = record["pid"]
             if machine.started_at(pid) == record["started"]:
                 machine.end([pid])
-        if os.geteuid() == 0:
+        if self._with_node:
             machine.remove_network()
             machine.restore_sysctls(self.layout.state / "sysctl.json")
             machine.remove_cgroups()
@@ -170,7 +182,7 @@ class Cluster:
             path = layout.state / f"{client}.kubeconfig"
             certificates.write_kubeconfig(path, layout.pki, client, at.server)
         data = "/var/lib/etcd" if with_node else str(layout.state / "etcd")
-        parts = components.control_plane(layout, at, data, with_node)
+        parts = components.control_plane(layout, at, data, with_node, self._apiserver_flags)
         command = [sys.executable, str(HERE / "supervisor.py"), str(layout.state)]
         if with_node:
             parts += components.node(layout, at)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,8 +68,11 @@ class Addresses:
 NODE_ADDRESSES = Addresses(NODE_IP, 6443, 2379, 2380)
 
 
-def control_plane(layout: Layout, at: Addresses, data: str, has_node: bool) -> list[Component]:
-    """etcd (its data in the folder `data`), API server, controller manager, scheduler, kwok."""
+def control_plane(
+    layout: Layout, at: Addresses, data: str, has_node: bool, apiserver_flags: Sequence[str] = ()
+) -> list[Component]:
+    """etcd (its data in the folder `data`), API server (with further flags), controller manager,
+    scheduler, kwok."""
     pki, program = layout.pki, str(layout.bin / "devcluster")
     peer = f"http://127.0.0.1:{at.etcd_peer_port}"
     listen = "0.0.0.0" if has_node else "127.0.0.1"
@@ -122,6 +126,7 @@ def control_plane(layout: Layout, at: Addresses, data: str, has_node: bool) -> l
             "--enable-aggregator-routing",
             # A loopback address is no valid endpoint of the Service `kubernetes`.
             *(() if has_node else ("--endpoint-reconciler-type=none",)),
+            *apiserver_flags,
         ),
     )
     controllers = Component(

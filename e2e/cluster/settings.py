@@ -52,6 +52,8 @@ class Layout:
     """The cluster's folders."""
 
     root: Path
+    run: Path | None = None
+    """Folder of one run, for a cluster beside the usual one; None: `state` below `root`."""
 
     @property
     def bin(self) -> Path:
@@ -75,7 +77,7 @@ class Layout:
     @property
     def state(self) -> Path:
         """One run of the cluster."""
-        return self.root / "state"
+        return self.run or self.root / "state"
 
     @property
     def logs(self) -> Path:
@@ -85,7 +87,7 @@ class Layout:
     @property
     def failure(self) -> Path:
         """Logs of the last start that failed."""
-        return self.root / "last-failure"
+        return self.state.with_name("last-failure")
 
     @property
     def kubeconfig(self) -> Path:
