@@ -11,6 +11,8 @@ from dynamo_operator.reconcile.rollout import Bounds, Workload, step
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.operator import objects
+
 
 @dataclass
 class World:
@@ -171,18 +173,17 @@ def test_bounds_round_as_deployments_do(
     assert bounds.of(replicas) == expected
 
 
-def _pod(state: dict[str, object], restarts: int = 0, last: dict[str, object] | None = None):  # type: ignore[no-untyped-def]
-    status = {"name": "main", "state": state, "restartCount": restarts, "lastState": last or {}}
-    return {"metadata": {}, "status": {"containerStatuses": [status]}}
+def test_only_what_is_in_the_pods_counts_as_failing() -> None:
+    def why(*pods: objects.Json, of: str = objects.HASH) -> str:
+        return rollout.failure(objects.observed(pods=pods), of, ["worker"])
 
-
-def test_what_counts_as_broken() -> None:
-    pull = _pod({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}})
-    assert rollout.broken(pull) == "container main: ImagePullBackOff: no such image"
-    last = {"terminated": {"exitCode": 3, "message": "loading\nbad weights"}}
-    crash = _pod({"waiting": {"reason": "CrashLoopBackOff"}}, 2, last)
-    assert rollout.broken(crash) == "container main crashes (exit code 3): bad weights"
-    assert rollout.broken(_pod({"waiting": {"reason": "CrashLoopBackOff"}}, 1)) == ""
-    assert rollout.broken(_pod({"waiting": {"reason": "ContainerCreating"}})) == ""
-    assert rollout.broken(_pod({"running": {}})) == ""
-    assert rollout.broken({"metadata": {}, "status": {"phase": "Pending"}}) == ""
+    crashing = objects.pod_crashing()
+    assert why(crashing) == (
+        "component worker: CrashLoopBackOff: container main ended with exit code 1:"
+        " loading | RuntimeError: CUDA out of memory"
+    )
+    assert "ImagePullBackOff" in why(objects.pod_unpullable())
+    assert why(objects.pod_unschedulable()) == ""
+    assert why(objects.pod_crashing(restarts=1)) == ""  # it may yet recover
+    assert why(crashing, objects.pod_ready(number=1)) == ""  # where one works, it can work
+    assert why(crashing, of="another") == ""

@@ -1,9 +1,9 @@
 """Why a pod is not ready: every plight that Kubernetes knows, in one line that stays the same."""
 
 import pytest
-from dynamo_operator.status.capacity import unschedulable
-from dynamo_operator.status.pods import Trouble, exit_text, grouped, trouble
-from dynamo_operator.status.wording import last_words, one_line
+from dynamo_operator.diagnosis.capacity import unschedulable
+from dynamo_operator.diagnosis.pods import Trouble, exit_text, grouped, trouble
+from dynamo_operator.diagnosis.wording import last_words, one_line
 
 from tests.operator import objects
 from tests.operator.objects import Json

@@ -7,12 +7,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from dynamo_crds.v1beta1 import AdapterStatus, GraphStatus
+from dynamo_operator.diagnosis.pods import trouble
 from dynamo_operator.reconcile.observed import Json, Observed
 from dynamo_operator.reconcile.ownership import APPLIED_ANNOTATION
 from dynamo_operator.reconcile.plan import ComponentPlan, Plan, Refused, RestartPlan, Rollback
 from dynamo_operator.render.notes import Note
 from dynamo_operator.status import adapter_status, events, graph_status
-from dynamo_operator.status.pods import trouble
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -99,16 +99,19 @@ def _workload_spec(spec: Json) -> Json:
     return cut
 
 
+_OF_CONTAINER = ("name", "image", "resources", "restartPolicy")
+
+
 def pod(item: Json) -> Json:
     """A pod's identity, what it asks for and its status."""
     metadata = {key: value for key, value in item["metadata"].items() if key != "managedFields"}
     spec = item.get("spec") or {}
-    kept = ("nodeName", "schedulerName", "terminationGracePeriodSeconds")
+    kept = ("nodeName", "schedulingGates", "volumes")
     cut = {key: spec[key] for key in kept if key in spec}
     for key in ("containers", "initContainers"):
         if key in spec:
             cut[key] = [
-                {k: container[k] for k in ("name", "image", "resources") if k in container}
+                {field: container[field] for field in _OF_CONTAINER if field in container}
                 for container in spec[key]
             ]
     return {

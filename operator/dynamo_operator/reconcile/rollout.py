@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dynamo_operator.diagnosis.pods import is_ready, trouble
 from dynamo_operator.reconcile.observed import Json, Observed
 from dynamo_operator.render import names
 
@@ -121,27 +122,12 @@ def _shrunk(workloads: Sequence[Workload], left: int) -> dict[str, int]:
 # --- failing
 
 
-_STARTS_NEVER = frozenset(
-    {
-        "ErrImagePull",
-        "ImagePullBackOff",
-        "InvalidImageName",
-        "ErrImageNeverPull",
-        "CreateContainerConfigError",
-        "CreateContainerError",
-        "RunContainerError",
-    }
-)
-CRASHES = 2
-"""Restarts after which a container that crashes counts as broken."""
-
-
 def failure(observed: Observed, worker_hash: str, workers: Iterable[str]) -> str:
     """Why the containers of a generation of workers fail, in one sentence; "" if they don't.
 
-    A component fails if a container of one of its pods can't start or keeps crashing and none of
-    its pods is ready. A pod that waits for a node, a quota or a volume is no failure of what is in
-    it.
+    A component fails if what is in one of its pods will not work by itself (an image that can't be
+    pulled, a container that keeps crashing) and none of its pods is ready. A pod that waits for a
+    node, a quota or a volume is no failure of what is in it.
     """
     pods: dict[str, list[Json]] = {name: [] for name in workers}
     for pod in observed.pods:
@@ -150,37 +136,10 @@ def failure(observed: Observed, worker_hash: str, workers: Iterable[str]) -> str
         if labels.get(names.WORKER_HASH_LABEL) == worker_hash and component in pods:
             pods[component].append(pod)
     for component, members in sorted(pods.items()):
-        if any(_ready(pod) for pod in members):
+        if any(is_ready(pod) for pod in members):
             continue
-        for pod in members:
-            if why := broken(pod):
-                return f"component {component}: {why}"
-    return ""
-
-
-def _ready(pod: Json) -> bool:
-    conditions = (pod.get("status") or {}).get("conditions") or ()
-    return any(c.get("type") == "Ready" and c.get("status") == "True" for c in conditions)
-
-
-def broken(pod: Json) -> str:
-    """Why a container of the pod will not come up by itself; "" if none is known to be broken."""
-    status = pod.get("status") or {}
-    for container in (
-        *(status.get("initContainerStatuses") or ()),
-        *(status.get("containerStatuses") or ()),
-    ):
-        name = container.get("name", "")
-        state = container.get("state") or {}
-        waiting = state.get("waiting") or {}
-        reason = waiting.get("reason", "")
-        if reason in _STARTS_NEVER:
-            message = str(waiting.get("message", "")).strip()
-            return f"container {name}: {reason}{f': {message}' if message else ''}"
-        if reason == "CrashLoopBackOff" and int(container.get("restartCount", 0)) >= CRASHES:
-            last = (container.get("lastState") or {}).get("terminated") or {}
-            said = str(last.get("message", "")).strip().splitlines()
-            code = last.get("exitCode")
-            text = f"container {name} crashes (exit code {code})"
-            return f"{text}: {said[-1]}" if said else text
+        troubles = [found for pod in members if (found := trouble(pod)) is not None]
+        for found in sorted(troubles, key=lambda found: (found.rank, found.detail)):
+            if found.fault == "template" and found.lasting:
+                return f"component {component}: {found.reason}: {found.detail}"
     return ""

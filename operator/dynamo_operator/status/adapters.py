@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from dynamo_operator.diagnosis.fields import INT32_MAX, at, count, text
 from dynamo_operator.reconcile.observed import Json, Observed
 from dynamo_operator.reconcile.plan import Plan
 from dynamo_operator.render import names
 from dynamo_operator.status import facts
 from dynamo_operator.status.facts import LEADER_WORKER_SET
-from dynamo_operator.status.fields import INT32_MAX, at, count, text
 from dynamo_operator.status.verdict import timestamp
 
 LEADER = "leaderworkerset.sigs.k8s.io/worker-index=0"

@@ -4,11 +4,11 @@ Available: somebody serves. Routable: requests reach it. ScalingActive: somebody
 graph says how many. They stand in `status.components.<name>.conditions`.
 """
 
+from dynamo_operator.diagnosis.wording import sentences
 from dynamo_operator.reconcile.plan import Refused
 from dynamo_operator.render import names
 from dynamo_operator.status.facts import ComponentFacts
 from dynamo_operator.status.verdict import Verdict, chain
-from dynamo_operator.status.wording import sentences
 
 GRAPH_REPLICAS_IGNORED = "GraphReplicasIgnored"
 ROUTED = ("frontend", "epp", "worker")

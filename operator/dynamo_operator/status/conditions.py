@@ -8,6 +8,7 @@ stay as False from then on.
 
 from collections.abc import Callable, Iterable, Iterator
 
+from dynamo_operator.diagnosis.wording import sentences
 from dynamo_operator.render.notes import RUNTIME_UNSUPPORTED, Note
 from dynamo_operator.status.components import (
     ALL_READY,
@@ -21,7 +22,6 @@ from dynamo_operator.status.components import (
 )
 from dynamo_operator.status.facts import ComponentFacts, GraphFacts
 from dynamo_operator.status.verdict import Verdict, chain
-from dynamo_operator.status.wording import sentences
 
 WRITE_REFUSED = "WriteRefused"
 ROLLED_BACK = "RolledBack"

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from dynamo_operator.diagnosis.fields import at, items, text
 from dynamo_operator.reconcile.plan import Plan
 from dynamo_operator.status.components import GRAPH_REPLICAS_IGNORED
 from dynamo_operator.status.conditions import ROLLED_BACK, STALLED
-from dynamo_operator.status.fields import at, items, text
 from dynamo_operator.status.rollout import COMPLETED, FAILED, IN_PROGRESS
 
 

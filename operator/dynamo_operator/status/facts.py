@@ -10,15 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dynamo_operator.diagnosis import pods
+from dynamo_operator.diagnosis.fields import condition, count, label, text
+from dynamo_operator.diagnosis.pods import Group, Trouble
+from dynamo_operator.diagnosis.wording import one_line
 from dynamo_operator.reconcile.observed import Json, Observed
 from dynamo_operator.reconcile.ownership import APPLIED_ANNOTATION
 from dynamo_operator.reconcile.plan import ComponentPlan, Plan, Refused
 from dynamo_operator.render import names
 from dynamo_operator.render.notes import RUNTIME_UNSUPPORTED, Note
-from dynamo_operator.status import pods
-from dynamo_operator.status.fields import condition, count, label, text
-from dynamo_operator.status.pods import Group, Trouble
-from dynamo_operator.status.wording import one_line
 
 DEPLOYMENT = "Deployment"
 LEADER_WORKER_SET = "LeaderWorkerSet"

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from dynamo_operator.diagnosis.fields import at, text
 from dynamo_operator.reconcile.observed import Json
 from dynamo_operator.status.facts import GraphFacts
-from dynamo_operator.status.fields import at, text
 from dynamo_operator.status.verdict import timestamp
 
 IN_PROGRESS = "InProgress"

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
+from dynamo_operator.diagnosis.fields import INT32_MAX, at, items, text
 from dynamo_operator.reconcile.observed import Json, Observed
 from dynamo_operator.reconcile.plan import Plan, RestartPlan
 from dynamo_operator.render import names
 from dynamo_operator.status import components, conditions, facts
 from dynamo_operator.status.facts import Component, ComponentFacts, GraphFacts
-from dynamo_operator.status.fields import INT32_MAX, at, items, text
 from dynamo_operator.status.rollout import rolling_update
 from dynamo_operator.status.verdict import Verdict, condition
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol, TypeVar
 
+from dynamo_operator.diagnosis.wording import bounded, one_line
 from dynamo_operator.reconcile.observed import Json
-from dynamo_operator.status.wording import bounded, one_line
 
 Facts = TypeVar("Facts")
 _Facts = TypeVar("_Facts", contravariant=True)

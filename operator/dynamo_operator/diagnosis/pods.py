@@ -15,10 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from dynamo_operator.diagnosis.capacity import unschedulable
+from dynamo_operator.diagnosis.fields import at, condition, count, items, label, text
+from dynamo_operator.diagnosis.wording import bounded, last_words, one_line, reason_or
 from dynamo_operator.render import names
-from dynamo_operator.status.capacity import unschedulable
-from dynamo_operator.status.fields import at, condition, count, items, label, text
-from dynamo_operator.status.wording import bounded, last_words, one_line, reason_or
 
 MANY_RESTARTS = 3
 """Restarts from which on a crashing container is not expected to recover by itself."""

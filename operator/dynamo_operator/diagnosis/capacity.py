@@ -11,8 +11,8 @@ from typing import Any
 
 from dynamo_crds.schema import is_quantity, quantity_number
 
-from dynamo_operator.status.fields import at, items
-from dynamo_operator.status.wording import one_line
+from dynamo_operator.diagnosis.fields import at, items
+from dynamo_operator.diagnosis.wording import one_line
 
 _HEAD = re.compile(r"(\d+)/(\d+) nodes are available(?:: (.*))?")
 _PREEMPTION = re.compile(r"\.? (?:no new claims to deallocate, )?preemption: .*")
