@@ -111,6 +111,11 @@ def test_a_port_in_the_authors_variables_is_the_containers(one: View) -> None:
     ]
 
 
+def test_two_servers_moved_to_one_number_are_one_port(one: View) -> None:
+    view = one({**OURS, "env": [{"name": "DYN_HTTP_PORT", "value": "9090"}]})
+    assert view.ports == {"http": 9090, "worker-stream": 5557}
+
+
 @pytest.mark.parametrize(
     ("grace", "variable", "expected_grace", "drain"),
     [

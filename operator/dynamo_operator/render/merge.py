@@ -38,7 +38,8 @@ def ports(defaults: Sequence[Json], user: Iterable[Any]) -> list[Any]:
 
     A default whose number the user gave another name stays out (server-side apply takes one
     entry for a number and protocol); a default whose name the user gave another number too
-    (names are unique in a pod), and what refers to the name follows the user's number.
+    (names are unique in a pod), and what refers to the name follows the user's number. Of two
+    defaults that the user's variables moved to one number, the first stays.
     """
     given = list(user)
     numbers = {
@@ -47,11 +48,11 @@ def ports(defaults: Sequence[Json], user: Iterable[Any]) -> list[Any]:
         if isinstance(entry, dict) and entry.get("protocol", "TCP") == "TCP"
     }
     names = {entry.get("name") for entry in given if isinstance(entry, dict)}
-    free = [
-        port
-        for port in defaults
-        if port["containerPort"] not in numbers and port["name"] not in names
-    ]
+    free: list[Any] = []
+    for port in defaults:
+        if port["containerPort"] not in numbers and port["name"] not in names:
+            numbers.add(port["containerPort"])
+            free.append(port)
     return free + given
 
 
