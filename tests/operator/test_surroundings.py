@@ -147,6 +147,7 @@ def test_only_pickers_of_the_graph_reach_an_engine(graph: Any, platform: Platfor
     assert policy["spec"]["policyTypes"] == ["Ingress"]
     for port in (8000, 5557):
         assert admitted(policy, pod("frontend"), port)
+        assert admitted(policy, pod("planner"), port)
         assert not admitted(policy, pod("frontend", "other"), port)
         assert not admitted(policy, pod("worker"), port)
         assert not admitted(policy, {}, port)

@@ -1,9 +1,10 @@
-"""NetworkPolicies: a worker's engine is reached by the pickers of its graph and nobody else.
+"""NetworkPolicies: a worker's engine is reached by what its graph has for that.
 
 An engine's HTTP server has routes that load adapters, move weights and stop it, its stream tells
 what others ask, and a prefill worker hands out the cache of any prompt. So each worker's component
-admits pickers; the other side of a KV transfer (its connections take ports as they come, so all of
-them); the nodes of its own group; and, on the status port only, everybody, for Prometheus.
+admits pickers and the planner, which reads the engine's metrics; the other side of a KV transfer
+(its connections take ports as they come, so all of them); the nodes of its own group; and, on the
+status port only, everybody, for Prometheus.
 
 The kubelet's probes come from the pod's own node, which network plugins always let through.
 """
@@ -15,7 +16,8 @@ from dynamo_operator.render.merge import Json
 from dynamo_operator.render.parts import Graph, Part
 from dynamo_operator.render.runtimes import Family
 
-_PICKERS = ["frontend", "epp"]
+_PICKERS = {"frontend", "epp"}
+_ADMITTED = ["frontend", "epp", "planner"]
 _OTHER_SIDE = {"prefill": "decode", "decode": "prefill"}
 
 
@@ -24,10 +26,10 @@ def policy(part: Part, parts: Sequence[Part], graph: Graph) -> Json | None:
     engines are asked directly), and where the author switched policies off."""
     if not part.is_worker or graph.setting(names.NETWORK_POLICY_ANNOTATION) == "false":
         return None
-    pickers = {other.kind for other in parts} & set(_PICKERS)
+    pickers = {other.kind for other in parts} & _PICKERS
     if not pickers:
         return None
-    rules: list[Json] = [{"from": [_pickers(part, graph)]}]
+    rules: list[Json] = [{"from": [_admitted(part, graph)]}]
     if other_side := _OTHER_SIDE.get(part.role):
         rules.append(_from({**graph.label, names.TYPE_LABEL: other_side}))
     if part.nodes > 1:
@@ -59,10 +61,10 @@ def _from(labels: Json) -> Json:
     return {"from": [{"podSelector": {"matchLabels": labels}}]}
 
 
-def _pickers(part: Part, graph: Graph) -> Json:
-    """Pickers of the graph; of every graph for a worker that all of them share."""
+def _admitted(part: Part, graph: Graph) -> Json:
+    """Pickers and planners of the graph; of every graph for a worker that all of them share."""
     selector: Json = {
-        "matchExpressions": [{"key": names.TYPE_LABEL, "operator": "In", "values": _PICKERS}]
+        "matchExpressions": [{"key": names.TYPE_LABEL, "operator": "In", "values": _ADMITTED}]
     }
     if not part.spec.global_dynamo_namespace:
         selector["matchLabels"] = graph.label
