@@ -43,6 +43,9 @@ COMMANDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "worker vllm": ("worker_command", "vllm", PASS_THROUGH),
     "model tiny": ("model_command", "tiny", {}),
     "operator run": ("operator_run_command", "run", {}),
+    "operator webhook": ("operator_command", "webhook", {}),
+    "operator crds": ("operator_command", "crds", {}),
+    "operator manifests": ("operator_command", "manifests", {}),
 }
 
 

@@ -91,20 +91,30 @@ def _report_duplicates(documents: list[Document], report: Report) -> None:
 
 def notes(resource: Resource) -> Iterator[str]:
     """What is accepted but has no effect, or not the one that its author may expect."""
+    yield from deprecations(resource)
     if isinstance(resource, v1alpha1.DynamoGraphDeployment):
-        yield from _v1alpha1_notes(resource)
         yield from _graph_notes(to_v1beta1(resource))
     elif isinstance(resource, v1beta1.DynamoGraphDeployment):
         yield from _graph_notes(resource)
 
 
-def _v1alpha1_notes(graph: v1alpha1.DynamoGraphDeployment) -> Iterator[str]:
-    for name, service in graph.spec.services.items():
-        where = f"spec.services.{name}"
-        if service.autoscaling is not None:
-            yield f"{where}.autoscaling is ignored; let an autoscaler address the scaling adapter"
-        if service.dynamo_namespace is not None:
-            yield f"{where}.dynamoNamespace is ignored; the graph decides it"
+def deprecations(resource: Resource) -> Iterator[str]:
+    """Fields that are accepted for the sake of old manifests and have no effect."""
+    if isinstance(resource, v1alpha1.DynamoGraphDeployment):
+        for name, service in resource.spec.services.items():
+            where = f"spec.services.{name}"
+            if service.autoscaling is not None:
+                instead = "let an autoscaler address the scaling adapter"
+                yield f"{where}.autoscaling is ignored; {instead}"
+            if service.dynamo_namespace is not None:
+                yield f"{where}.dynamoNamespace is ignored; the graph decides it"
+            if service.epp_config is not None:
+                yield f"{where}.eppConfig is kept but not used by this platform's picker"
+    elif isinstance(resource, v1beta1.DynamoGraphDeployment):
+        for index, component in enumerate(resource.spec.components):
+            if component.epp_config is not None:
+                where = f"spec.components[{index}]"
+                yield f"{where}.eppConfig is kept but not used by this platform's picker"
 
 
 def _graph_notes(graph: v1beta1.DynamoGraphDeployment) -> Iterator[str]:
@@ -117,8 +127,6 @@ def _graph_notes(graph: v1beta1.DynamoGraphDeployment) -> Iterator[str]:
         yield "the graph has no components"
     for component in graph.spec.components:
         where = f"component {component.name}"
-        if component.epp_config is not None:
-            yield f"{where}: eppConfig is kept but not used by this platform's picker"
         if component.type not in ("frontend", "epp") and not _main_image(component):
             yield f"{where}: no image, because the pod template has no container main with one"
 

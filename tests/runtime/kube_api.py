@@ -184,6 +184,8 @@ class KubeApi:
         body = await request.json()
         if (collection, namespace or "", body["metadata"]["name"]) in self.objects:
             return failure(409, "AlreadyExists", "already exists")
+        if request.query.get("dryRun"):
+            return web.json_response(body, status=201)
         return web.json_response(self.put(collection, body), status=201)
 
     async def _patch(self, request: web.Request, key: Key, subresource: str | None) -> web.Response:
@@ -198,7 +200,7 @@ class KubeApi:
                 *path, last = operation["path"].strip("/").split("/")
                 target: Any = item
                 for part in path:
-                    target = target[part]
+                    target = target[int(part)] if isinstance(target, list) else target[part]
                 if operation["op"] == "test" and target.get(last) != operation["value"]:
                     return failure(422, "Invalid", "the test failed")
                 if operation["op"] in ("add", "replace"):
