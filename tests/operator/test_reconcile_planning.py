@@ -302,6 +302,19 @@ def test_the_first_template_has_nothing_to_go_back_to() -> None:
     assert world.settle().rollback is None
 
 
+def test_a_template_that_recovers_is_a_good_one() -> None:
+    world = aggregated()
+    world.annotate(planning.ROLLBACK_ANNOTATION, "true")
+    world.works = lambda template: False  # the registry is away, say
+    first = world.settle().worker_hash
+    world.works = lambda template: "two" not in template["spec"]["containers"][0]["image"]
+    world.settle()
+    world.edit(set_image("Worker", "two"))
+    plan = world.settle()
+    assert plan.rollback is not None
+    assert plan.worker_hash == first
+
+
 @pytest.mark.parametrize("make", [aggregated, apart])
 def test_a_newer_operator_restarts_nothing(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     world: Namespace = make()

@@ -240,12 +240,12 @@ class Operator:
 
     async def _lead(self) -> None:
         """Wait for the lease and reconcile; ends only by being cancelled or by `LeaseLost`."""
-        settings, lifecycle = self._settings, self._lifecycle
+        settings = self._settings
         await self._look_at_apis()
         for caches in (self._caches, *(caches for caches, _ in self._optional.values())):
             await caches.synced()
         log.info("caches are filled: %d graphs", len(list(self._index.graphs)))
-        lifecycle.set_ready()
+        self._lifecycle.set_ready()
         if settings.leader_elect:
             await self._lease.acquire()
         self._metrics.leader.labels(LEADER_LEASE).set(1)
@@ -323,11 +323,11 @@ class Operator:
 
     def _judge(self, silence: float) -> None:
         """Ready means that the caches are filled and current."""
-        if not all(cache.synced.is_set() for cache in self._caches):
-            return
         problems = self._caches.problems
-        if silence > STALE_S:
-            reason = problems[0] if problems else f"a cache was silent for {silence:.0f} s"
-            self._lifecycle.set_not_ready(reason)
+        if not all(cache.synced.is_set() for cache in self._caches):
+            self._lifecycle.set_not_ready(problems[0] if problems else "filling the caches")
+        elif silence > STALE_S:
+            said = problems[0] if problems else f"a cache was silent for {silence:.0f} s"
+            self._lifecycle.set_not_ready(said)
         else:
             self._lifecycle.set_ready()

@@ -64,6 +64,7 @@ class Reconciler:
         if known is not None and (raw is None or raw["metadata"]["uid"] != known):
             del self._uids[key]
             self._index.forget(key[0], known)
+            self._applier.forget(known)
         if raw is None or raw["metadata"].get("deletionTimestamp"):
             return
         self._uids[key] = raw["metadata"]["uid"]

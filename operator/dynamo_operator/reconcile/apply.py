@@ -8,9 +8,8 @@ made under a name that we need is never taken over.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from dynamo_runtime.kubernetes import resources
 from dynamo_runtime.kubernetes.client import ApiError, ApiUnreachable, KubernetesClient
@@ -20,6 +19,7 @@ from dynamo_operator.reconcile.observed import Json, Key, Observed
 from dynamo_operator.reconcile.ownership import (
     APPLIED_ANNOTATION,
     FIELD_MANAGER,
+    Path,
     is_applied,
     lost,
 )
@@ -55,9 +55,9 @@ class Applier:
     def __init__(self, client: KubernetesClient, index: GraphIndex) -> None:
         self._client = client
         self._index = index
-        # (namespace, kind, name) -> hash of the manifest and the fields that are taken from us
-        # each time it is applied. Such a webhook's wish is respected, or the two would never rest.
-        self._insisted: dict[tuple[str, str, str], tuple[str, frozenset[Any]]] = {}
+        # Graph's uid -> object -> hash of the manifest and the fields that are taken from us each
+        # time it is applied. Such a webhook's wish is respected, or the two would never rest.
+        self._insisted: dict[str, dict[Key, tuple[str, frozenset[Path]]]] = {}
 
     async def carry_out(self, observed: Observed, plan: Plan) -> Applied:
         """Make the cluster's objects what `plan` says.
@@ -150,31 +150,28 @@ class Applier:
     # --- fields that others insist on
 
     def _remember(self, observed: Observed, manifest: Json, result: Json) -> None:
-        key = (observed.namespace, manifest["kind"], manifest["metadata"]["name"])
+        key: Key = manifest["kind"], manifest["metadata"]["name"]
         taken = frozenset(lost(manifest, result))
         if not taken:
-            self._insisted.pop(key, None)
+            self._insisted.get(observed.uid, {}).pop(key, None)
             return
-        self._insisted[key] = (_mark(manifest), taken)
+        self._insisted.setdefault(observed.uid, {})[key] = _mark(manifest), taken
         fields = ", ".join(sorted(".".join(path) for path in taken))
-        log.warning("%s/%s: a webhook changes %s; left as it wants", key[0], key[2], fields)
+        where = f"{observed.namespace}/{observed.name}: {key[0]} {key[1]}"
+        log.warning("%s: a webhook changes %s; left as it wants", where, fields)
 
     def _is_insisted(self, observed: Observed, manifest: Json, live: Json | None) -> bool:
-        key = (observed.namespace, manifest["kind"], manifest["metadata"]["name"])
-        known = self._insisted.get(key)
+        known = self._insisted.get(observed.uid, {}).get(
+            (manifest["kind"], manifest["metadata"]["name"])
+        )
         if known is None or live is None or live["metadata"].get("deletionTimestamp"):
             return False
-        annotations = live["metadata"].get("annotations") or {}
-        mark = _mark(manifest)
-        return (
-            known[0] == mark == annotations.get(APPLIED_ANNOTATION)
-            and frozenset(lost(manifest, live)) <= known[1]
-        )
+        mark = (live["metadata"].get("annotations") or {}).get(APPLIED_ANNOTATION)
+        return known[0] == mark == _mark(manifest) and frozenset(lost(manifest, live)) <= known[1]
 
-    def forget(self, namespace: str, objects: Mapping[Key, Any]) -> None:
-        """A graph is gone, and its `objects` with it."""
-        for kind, name in objects:
-            self._insisted.pop((namespace, kind, name), None)
+    def forget(self, uid: str) -> None:
+        """The graph with this uid is gone."""
+        self._insisted.pop(uid, None)
 
 
 def _mark(manifest: Json) -> str:

@@ -39,11 +39,11 @@ def plan(observed: Observed, platform: Platform) -> Plan:
     """What is to be true of the graph."""
     known = revisions.read(observed)
     fresh = render_with_notes(observed.graph, platform)
-    current, kept = _current_revision(observed, known, fresh)
+    current, good = _current_revision(observed, known, fresh)
+    kept = Kept(current.worker_hash, current.templates)
     graph = observed.graph
     rollback = None
-    good = revisions.last_good(known, current)
-    if current.state == revisions.FAILED and good is not None and _may_roll_back(observed):
+    if current.state == revisions.FAILED and good is not None:
         rolled_back = _with_workers_of(graph, current, good)
         if rolled_back is not None:
             graph = rolled_back
@@ -108,8 +108,9 @@ def plan(observed: Observed, platform: Platform) -> Plan:
 
 def _current_revision(
     observed: Observed, known: list[Revision], fresh: Rendered
-) -> tuple[Revision, Kept | None]:
-    """The revision of what is wanted, judged by what has become of it, and what to keep of it."""
+) -> tuple[Revision, Revision | None]:
+    """The revision of what is wanted, judged by what has become of it, and the one to go back to
+    should it have failed: None if there is none, or nobody wants to go back."""
     made = revisions.made(
         observed,
         template_inputs(observed.graph),
@@ -118,18 +119,14 @@ def _current_revision(
         {component.name: component.templates for component in fresh.components},
     )
     current = revisions.current(known, made)
-    if not current.state:
+    good = revisions.last_good(known, current) if _may_roll_back(observed) else None
+    if current.state == revisions.FAILED and good is not None:
+        return current, good  # once is enough: its pods are gone and can't tell any more
+    if current.state != revisions.GOOD:
         why = rollout.failure(observed, current.worker_hash, current.workers)
-        if why:
-            current = replace(current, state=revisions.FAILED, reason=why)
-        elif _is_ready(observed):
-            current = replace(current, state=revisions.GOOD)
-    elif current.state == revisions.FAILED and not _may_roll_back(observed):
-        # Nobody goes back from it, so whether it fails is seen afresh each time.
-        why = rollout.failure(observed, current.worker_hash, current.workers)
-        state = revisions.FAILED if why else ""
+        state = revisions.FAILED if why else revisions.GOOD if _is_ready(observed) else ""
         current = replace(current, state=state, reason=why)
-    return current, Kept(current.worker_hash, current.templates)
+    return current, good
 
 
 def _is_ready(observed: Observed) -> bool:

@@ -138,8 +138,22 @@ def failure(observed: Observed, worker_hash: str, workers: Iterable[str]) -> str
     for component, members in sorted(pods.items()):
         if any(is_ready(pod) for pod in members):
             continue
-        troubles = [found for pod in members if (found := trouble(pod)) is not None]
+        troubles = [
+            found
+            for pod in members
+            if not _pulls_for_the_first_time(pod) and (found := trouble(pod)) is not None
+        ]
         for found in sorted(troubles, key=lambda found: (found.rank, found.detail)):
             if found.fault == "template" and found.lasting:
                 return f"component {component}: {found.reason}: {found.detail}"
     return ""
+
+
+def _pulls_for_the_first_time(pod: Json) -> bool:
+    """Whether pulling an image has failed just once: a registry may hiccup."""
+    status = pod.get("status") or {}
+    return any(
+        ((container.get("state") or {}).get("waiting") or {}).get("reason") == "ErrImagePull"
+        for key in ("initContainerStatuses", "containerStatuses")
+        for container in status.get(key) or ()
+    )
