@@ -20,12 +20,13 @@ from dynamo_operator.admission.dry_run import dry_run
 from dynamo_operator.admission.keeper import SECRET, FileKeeper, NoCertificate, SecretKeeper
 from dynamo_operator.admission.policy import judge
 from dynamo_operator.admission.review import Request
-from dynamo_operator.admission.scope import MARKER, holds
+from dynamo_operator.admission.scope import holds
 from dynamo_operator.admission.server import Rules
 from dynamo_operator.admission.webhook import Webhook, WebhookSettings, run_webhook
 from dynamo_operator.admission.wording import Wording
 from dynamo_operator.install.crds import ForeignCrds
 from dynamo_operator.install.manifests import webhook_configuration
+from dynamo_operator.marker import MARKER
 from dynamo_operator.render import Platform
 from dynamo_runtime.kubernetes.access import Access
 from dynamo_runtime.kubernetes.client import KubernetesClient

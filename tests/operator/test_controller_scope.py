@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dynamo_operator.controller.scope import MARKER, MarkedNamespaces, Scope
+from dynamo_operator.controller.scope import MarkedNamespaces, Scope
+from dynamo_operator.marker import MARKER
 
 
 def marker(namespace: str, renewed: str, holder: str = "restricted") -> dict[str, Any]:

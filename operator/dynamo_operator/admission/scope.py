@@ -13,8 +13,8 @@ from typing import Any
 from dynamo_runtime.kubernetes.client import ApiError, KubernetesClient
 from dynamo_runtime.kubernetes.resources import LEASES
 
-MARKER = "dynamo-operator-namespace-scope"
-DEFAULT_DURATION_S = 30
+from dynamo_operator.marker import DURATION_S, MARKER
+
 LOOKUP_LIMIT_S = 2.0
 
 
@@ -30,7 +30,7 @@ def holds(lease: Mapping[str, Any], now: datetime) -> bool:
     if renewed.tzinfo is None:
         return False
     lasts = spec.get("leaseDurationSeconds")
-    seconds = lasts if isinstance(lasts, int) else DEFAULT_DURATION_S
+    seconds = lasts if isinstance(lasts, int) else DURATION_S
     return now <= renewed + timedelta(seconds=seconds)
 
 

@@ -27,6 +27,8 @@ from dynamo_operator.controller.apis import ServedApis, group_kind
 from dynamo_operator.controller.metrics import GRAPH, OperatorMetrics
 from dynamo_operator.controller.reconciler import NotInOrder, Reconciler
 from dynamo_operator.controller.settings import OperatorSettings
+from dynamo_operator.install.crds import ForeignCrds, check_owner
+from dynamo_operator.marker import MARKER
 from dynamo_operator.reconcile import gather
 from dynamo_operator.reconcile.gather import GraphIndex, GraphKey
 from dynamo_operator.reconcile.queue import WorkQueue
@@ -65,15 +67,25 @@ async def run_operator(settings: OperatorSettings, lifecycle: Lifecycle) -> int:
     )
     try:
         await status.start()
+        await _check_crds(client)
         operator = Operator(settings, lifecycle, client, lease_client, metrics, identity)
         return await operator.run()
-    except AddressInUse as error:
+    except (AddressInUse, ForeignCrds) as error:
         log.error("%s", error)
         return 1
     finally:
         await status.stop()
         await client.close()
         await lease_client.close()
+
+
+async def _check_crds(client: KubernetesClient) -> None:
+    """Raises `ForeignCrds` if the graphs are another operator's. An account that may not look at
+    CRDs (of a restricted operator, perhaps) goes on without."""
+    try:
+        await check_owner(client)
+    except ApiError as error:
+        log.info("whose the CRDs are can't be seen: %s", error)
 
 
 class Operator:
@@ -166,7 +178,7 @@ class Operator:
         if not settings.restricted:
             caches.add(
                 resources.LEASES,
-                field_selector=f"metadata.name={scope.MARKER}",
+                field_selector=f"metadata.name={MARKER}",
                 on_change=self._marked.lease_changed,
             )
         caches.add(resources.GRAPHS, transform=gather.graph, on_change=index.graph_changed)
@@ -256,7 +268,7 @@ class Operator:
                 group.create_task(
                     scope.mark(self._lease_client, settings.namespaces, self._identity)
                 )
-                await asyncio.sleep(scope.MARKER_SETTLE_S)
+                await asyncio.sleep(scope.SETTLE_S)
             if settings.pull_secret_namespaces:
                 group.create_task(self._follow_pull_secrets())
             group.create_task(self._apis.run())

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from dynamo_runtime.kubernetes.client import Json, KubernetesClient
 from dynamo_runtime.kubernetes.lease import Observation, expired, keep_lease, observe
 
+from dynamo_operator.marker import DURATION_S, MARKER, RENEW_S
+
 log = logging.getLogger(__name__)
 
-MARKER = "dynamo-operator-namespace-scope"
-MARKER_DURATION_S = 30.0
-MARKER_RENEW_S = 10.0
-MARKER_SETTLE_S = 3.0
+SETTLE_S = 3.0
 """A restricted operator begins so long after its marker stands, so that a cluster-wide one has seen
 it and finished what it had in hand."""
 LOOK_EVERY_S = 1.0
@@ -92,7 +91,7 @@ async def mark(client: KubernetesClient, namespaces: Iterable[str], identity: st
                     namespace,
                     MARKER,
                     identity,
-                    duration_s=MARKER_DURATION_S,
-                    renew_s=MARKER_RENEW_S,
+                    duration_s=DURATION_S,
+                    renew_s=RENEW_S,
                 )
             )

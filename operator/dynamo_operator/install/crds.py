@@ -124,14 +124,24 @@ async def apply_crds(
     `take_over` also replaces those of others. Raises `ForeignCrds`, `ApiError`.
     """
     present = {name: await _get(client, name) for name in NAMES}
+    if not take_over:
+        _refuse_foreign(present)
+    return [await _apply(client, definition(kind, service), present[kind.crd]) for kind in KINDS]
+
+
+async def check_owner(client: KubernetesClient) -> None:
+    """Raises `ForeignCrds` if CRDs of our names are somebody else's: their graphs are, too."""
+    _refuse_foreign({name: await _get(client, name) for name in NAMES})
+
+
+def _refuse_foreign(present: Mapping[str, Json | None]) -> None:
     foreign = [
         (name, *_sign(crd))
         for name, crd in present.items()
         if crd is not None and crd_owner(crd) is not Owner.OURS
     ]
-    if foreign and not take_over:
+    if foreign:
         raise ForeignCrds(foreign)
-    return [await _apply(client, definition(kind, service), present[kind.crd]) for kind in KINDS]
 
 
 async def _get(client: KubernetesClient, name: str) -> Json | None:

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dynamo_operator.admission.scope import MARKER
 from dynamo_operator.install.crds import NAMES
 from dynamo_operator.install.settings import CERTIFICATE, OPERATOR, WEBHOOK, Installation
+from dynamo_operator.marker import MARKER
 
 Json = dict[str, Any]
 
