@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Callable
 
 import msgspec
 from aiohttp import web
@@ -59,6 +60,8 @@ class StatusServer:
         self.app.router.add_get("/live", self._live)
         self.app.router.add_get("/ready", self._ready)
         self.app.router.add_get("/metrics", self._metrics)
+        self.foreign_metrics: Callable[[], str] = lambda: ""
+        """Metrics of another process that `/metrics` passes on, in Prometheus' text format."""
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -95,5 +98,10 @@ class StatusServer:
         )
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        foreign = self.foreign_metrics()
+        # Another process's page has the one format that everybody understands, so ours has it too.
+        encode, content_type = choose_encoder("" if foreign else request.headers.get("Accept", ""))
+        if foreign:
+            page = encode(self._registry) + foreign.encode()
+            return web.Response(body=page, headers={"Content-Type": content_type})
         return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})

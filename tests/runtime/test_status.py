@@ -9,6 +9,7 @@ from dynamo_runtime import logs
 from dynamo_runtime.lifecycle import Lifecycle
 from dynamo_runtime.status import AddressInUse, StatusServer
 from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.parser import text_string_to_metric_families as text_to_families
 
 
 async def test_probes_and_metrics() -> None:
@@ -41,6 +42,25 @@ async def test_probes_and_metrics() -> None:
             assert "dynamo_test_total 1.0" in (await get("/metrics"))[1]
         with pytest.raises(AddressInUse, match=rf"can't listen on 127.0.0.1:{server.port}: "):
             await StatusServer(Lifecycle(), registry, "127.0.0.1", server.port).start()
+    finally:
+        await server.stop()
+
+
+async def test_another_processs_metrics_are_passed_on() -> None:
+    registry = CollectorRegistry()
+    Counter("dynamo_test", "A count.", registry=registry).inc()
+    server = StatusServer(Lifecycle(), registry, "127.0.0.1", 0)
+    server.foreign_metrics = lambda: "# TYPE vllm:x gauge\nvllm:x 3.0\n"
+    await server.start()
+    try:
+        url = f"http://127.0.0.1:{server.port}/metrics"
+        accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
+        async with aiohttp.ClientSession() as session, session.get(url, headers=accept) as answer:
+            page = await answer.text()
+            assert answer.headers["Content-Type"].startswith("text/plain")
+        found = {sample.name: sample.value for f in text_to_families(page) for sample in f.samples}
+        assert found["dynamo_test_total"] == 1.0
+        assert found["vllm:x"] == 3.0
     finally:
         await server.stop()
 

@@ -284,6 +284,10 @@ async def test_what_pickers_learn_of_a_worker(
     assert info.tokenizer_settings == {"chat_template_content_format": "string"}
     status, described = await pod.status("/worker")
     assert (status, described["tokenizer"]) == (200, info.tokenizer)
+    async with pod.client.get(f"{pod.status_url}/metrics") as response:
+        page = await response.text()
+    assert "dynamo_worker_pickers 1.0" in page
+    assert "vllm:num_requests_running{" in page  # the engine's own, passed on
 
     # its tokenizer, and nothing else
     assert {"tokenizer.json", "tokenizer_config.json"} <= info.tokenizer.keys()

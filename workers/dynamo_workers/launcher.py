@@ -115,7 +115,9 @@ class Launcher:
         self._tail: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
         self._flights = Flights()
         self._reported = False  # the middleware has said anything at all
-        self._figures: engine_metrics.EngineFigures | None = None  # the engine's, last scraped
+        self._page = ""  # the engine's metrics, last scraped
+        self._figures: engine_metrics.EngineFigures | None = None  # what is read off them
+        self._status.foreign_metrics = lambda: self._page
         # Known once the engine is healthy.
         self._description: Description | None = None
         self._models: Models | None = None  # as last asked: adapters come and go
@@ -330,16 +332,19 @@ class Launcher:
                         unhealthy = f"the engine's /health answers {response.status}"
                 silent = 0
                 async with client.get(f"{self._place.url}/metrics") as response:
-                    self._figures = engine_metrics.figures(await response.text())
+                    self._page = await response.text()
+                self._figures = engine_metrics.figures(self._page)
                 if rounds % MODELS_EVERY == 0:
                     self._models = await self._engine.models(client, self._place)
                     publisher.set_info(self._worker_info())
             except TimeoutError:
                 silent += 1
+                self._page = ""
                 if silent >= SILENT_CHECKS:
                     unhealthy = f"the engine has not answered {silent} checks in a row"
             except (aiohttp.ClientError, EngineUnclear) as error:
                 unhealthy = f"the engine can't be reached: {error}"
+                self._page = ""
             rounds += 1
             self._metrics.engine_healthy.set(not unhealthy)
             if self._figures is not None:

@@ -1,4 +1,8 @@
-"""The launcher's own metrics. The engine's are on the engine's port, untouched."""
+"""The launcher's own metrics.
+
+The engine's are on the engine's port, and passed on with these on the status port: the engine's own
+port is closed to all but pickers.
+"""
 
 from __future__ import annotations
 
