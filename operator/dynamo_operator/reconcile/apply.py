@@ -22,6 +22,7 @@ from dynamo_operator.reconcile.ownership import (
     Path,
     is_applied,
     lost,
+    owned_fields,
 )
 from dynamo_operator.reconcile.plan import Plan, Refused
 from dynamo_operator.reconcile.planning import ADAPTER
@@ -122,12 +123,23 @@ class Applier:
         if live is None and manifest["kind"] == ADAPTER:
             await self._seed(manifest, plan.seeds[key])
             writes += 1
-        result = await self._client.apply(manifest, field_manager=FIELD_MANAGER)
+        result = await self._merge(manifest, live)
         verb = "applied" if live is not None else "created"
         log.info("%s/%s: %s %s %s", observed.namespace, observed.name, *key, verb)
         self._index.wrote(result)
         self._remember(observed, manifest, result)
         return writes
+
+    async def _merge(self, manifest: Json, live: Json | None) -> Json:
+        try:
+            return await self._client.apply(manifest, field_manager=FIELD_MANAGER)
+        except ApiError as error:
+            if error.status != 422 or live is None or manifest["kind"] != "Service":
+                raise
+            # A port that somebody renumbered is to a merge another port, with a name that ours has.
+            ports = {"op": "replace", "path": "/spec/ports", "value": manifest["spec"]["ports"]}
+            await self._client.json_patch(resources.SERVICES.path_of(manifest), [ports])
+            return await self._client.apply(manifest, field_manager=FIELD_MANAGER)
 
     async def _existing(self, manifest: Json) -> Json | None:
         try:
@@ -142,7 +154,9 @@ class Applier:
         body = {
             "apiVersion": adapter["apiVersion"],
             "kind": adapter["kind"],
-            "metadata": {key: metadata[key] for key in ("name", "namespace", "ownerReferences")},
+            "metadata": {
+                key: metadata[key] for key in ("name", "namespace", "labels", "ownerReferences")
+            },
             "spec": {**adapter["spec"], "replicas": number},
         }
         await self._client.create(body, field_manager=SEED_MANAGER)
@@ -179,9 +193,16 @@ def _mark(manifest: Json) -> str:
 
 
 def _check_owner(live: Json, observed: Observed) -> None:
-    """Raises `ApiError` if the object is not this graph's."""
+    """Raises `ApiError` if the object is not this graph's.
+
+    One that we applied for a graph of this name and that nobody owns is: a graph that was deleted
+    with `--cascade=orphan` finds its objects when it comes back.
+    """
     owners = live["metadata"].get("ownerReferences") or ()
     if any(owner.get("uid") == observed.uid for owner in owners):
+        return
+    label = (live["metadata"].get("labels") or {}).get(names.GRAPH_LABEL)
+    if not owners and label == names.bounded(observed.name) and owned_fields(live):
         return
     name = f"{live['kind']} {live['metadata']['name']}"
     earlier = any(
