@@ -82,6 +82,15 @@ def run(
     workers: Annotated[
         int, typer.Option(min=1, max=64, help="Graphs that are reconciled at the same time.")
     ] = 8,
+    discovery_seconds: Annotated[
+        float,
+        typer.Option(
+            envvar="DYN_DISCOVERY_SECONDS",
+            min=0.1,
+            help="How often the API server is asked which optional kinds it serves: "
+            "LeaderWorkerSets, InferencePools, HTTPRoutes, PodMonitors.",
+        ),
+    ] = 60.0,
     kubeconfig: Annotated[
         Path | None,
         typer.Option(
@@ -150,6 +159,7 @@ def run(
         leader_elect=leader_elect,
         workers=workers,
         pull_secret_namespaces=split(pull_secrets),
+        discovery_seconds=discovery_seconds,
         platform=platform,
         status_host=system_host,
         status_port=system_port,

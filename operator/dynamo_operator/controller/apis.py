@@ -14,8 +14,6 @@ from dynamo_runtime.kubernetes.resources import Resource
 
 log = logging.getLogger(__name__)
 
-EVERY_S = 60.0
-
 
 def group_kind(resource: Resource) -> str:
     """`group/Kind`, as `Platform.apis` has it."""
@@ -30,10 +28,14 @@ class ServedApis:
         client: KubernetesClient,
         kinds: Iterable[Resource],
         on_change: Callable[[frozenset[str]], None],
+        every_s: float,
     ) -> None:
+        """`on_change` gets what is served now, whenever that is not what it was; `run` asks every
+        `every_s` seconds."""
         self._client = client
         self._kinds = tuple(kinds)
         self._on_change = on_change
+        self._every_s = every_s
         self.served: frozenset[str] = frozenset()
 
     async def look(self) -> None:
@@ -56,7 +58,7 @@ class ServedApis:
     async def run(self) -> None:
         """Ask again and again until cancelled; an outage changes nothing."""
         while True:
-            await asyncio.sleep(EVERY_S)
+            await asyncio.sleep(self._every_s)
             try:
                 await self.look()
             except ApiError as error:

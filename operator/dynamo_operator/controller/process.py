@@ -120,7 +120,9 @@ class Operator:
         )
         self._lease_client = lease_client
         self._marked = scope.MarkedNamespaces(time.monotonic, self._all_due)
-        self._apis = ServedApis(client, gather.OPTIONAL_CHILDREN, self._apis_changed)
+        self._apis = ServedApis(
+            client, gather.OPTIONAL_CHILDREN, self._apis_changed, settings.discovery_seconds
+        )
         self._optional: dict[Resource, tuple[Informers, asyncio.Task[None]]] = {}
         self._registries: dict[tuple[str, str], Json] = {}
         self._caches = self._make_caches()

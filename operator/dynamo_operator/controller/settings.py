@@ -28,6 +28,9 @@ class OperatorSettings:
     pull_secret_namespaces: tuple[str, ...] = ()
     """Namespaces in which Secrets of the type `kubernetes.io/dockerconfigjson` may be read, to find
     the pull secrets of images by their registry."""
+    discovery_seconds: float = 60.0
+    """How often the API server is asked which optional kinds it serves; one that is installed later
+    (LeaderWorkerSets, InferencePools) is used from then on."""
     platform: Platform = field(default_factory=Platform)
     status_host: str = "0.0.0.0"
     status_port: int = 9090
