@@ -263,6 +263,8 @@ class KubeApi:
             while (line := await watch.lines.get()) is not None:
                 for start in range(0, len(line), self.piece):
                     await response.write(line[start : start + self.piece])
+        except ConnectionError:
+            pass  # dropped
         finally:
             self.watches.discard(watch)
         return response
