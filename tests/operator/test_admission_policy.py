@@ -305,14 +305,15 @@ def test_a_review_is_read_and_answered() -> None:
     )
     assert (request.uid, request.kind, request.dry_run) == ("7", manifest["kind"], True)
     verdict = judge(request, PLATFORM)
-    response = answer("7", verdict.denials, ["one"])["response"]
+    response = answer(request, verdict.denials, ["one"])["response"]
     assert (response["uid"], response["allowed"], response["warnings"]) == ("7", False, ["one"])
     status = response["status"]
     assert (status["code"], status["reason"]) == (422, "Invalid")
-    assert status["message"].startswith("2 mistakes:\n- spec.components[0].replicas: too small")
+    assert status["message"].startswith("2 mistakes:\n* spec.components[0].replicas: too small")
+    assert (status["details"]["kind"], status["details"]["name"]) == (manifest["kind"], "chat")
     causes = {cause["field"] for cause in status["details"]["causes"]}
     assert causes == {"spec.components[0].replicas", "spec.components[0].type"}
-    assert answer("7", (), ()) == {
+    assert answer(request, (), ()) == {
         "apiVersion": "admission.k8s.io/v1",
         "kind": "AdmissionReview",
         "response": {"uid": "7", "allowed": True},

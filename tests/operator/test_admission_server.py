@@ -315,7 +315,8 @@ async def test_the_api_servers_words_deny(api: KubeApi, ready: Hook) -> None:
     response = await ready.validate(graph())
     assert not response["allowed"]
     assert response["status"]["message"] == (
-        "component Worker: podTemplate.spec.containers[0].image: Invalid value: no"
+        "spec.components[0].podTemplate.spec.containers[0].image: Invalid value: no "
+        "(component Worker)"
     )
     labels = {"resource_type": "DynamoGraphDeployment", "operation": "CREATE"}
     assert ready.counted("denials_total", **labels, reason="dry_run") == 1

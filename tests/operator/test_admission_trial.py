@@ -59,11 +59,12 @@ def index(items: list[Json], **wanted: Any) -> int:
     return found
 
 
-def said(trial: Trial, field: str, wording: Wording = V1BETA1) -> tuple[str, str]:
-    """How a cause at `field` is shown, and the field that it names for programs."""
+def said(trial: Trial, field: str, wording: Wording = V1BETA1) -> str:
+    """The field that a cause at `field` is told as."""
     body = {"details": {"causes": [{"field": field, "message": "Invalid value: 1: no"}]}}
     (denial,) = refused(trial, 422, "all of it", body, wording)
-    return str(denial).removesuffix(": Invalid value: 1: no"), denial.field
+    assert "Invalid value: 1: no" in denial.message
+    return denial.field
 
 
 def pod(trial: Trial) -> Json:
@@ -74,12 +75,10 @@ def pod(trial: Trial) -> Json:
 def test_containers_are_found_by_name(worker: Trial) -> None:
     main = index(pod(worker)["containers"], name="main")
     field = f"spec.template.spec.containers[{main}].resources.limits[nvidia.com/gpu]"
-    short = 'podTemplate.spec.containers[1].resources.limits["nvidia.com/gpu"]'
-    assert said(worker, field) == (f"component Worker: {short}", f"spec.components[1].{short}")
-    short = 'extraPodSpec.mainContainer.resources.limits["nvidia.com/gpu"]'
+    limit = 'resources.limits["nvidia.com/gpu"]'
+    assert said(worker, field) == f"spec.components[1].podTemplate.spec.containers[1].{limit}"
     assert said(worker, field, V1ALPHA1) == (
-        f"service Worker: {short}",
-        f"spec.services.Worker.{short}",
+        f"spec.services.Worker.extraPodSpec.mainContainer.{limit}"
     )
 
 
@@ -87,35 +86,35 @@ def test_variables_lead_to_the_component_or_to_the_graph(worker: Trial) -> None:
     main = index(pod(worker)["containers"], name="main")
     env = pod(worker)["containers"][main]["env"]
     at = f"spec.template.spec.containers[{main}].env"
-    assert said(worker, f"{at}[{index(env, name='MINE')}].value")[0] == (
-        "component Worker: podTemplate.spec.containers[1].env[0].value"
+    assert said(worker, f"{at}[{index(env, name='MINE')}].value") == (
+        "spec.components[1].podTemplate.spec.containers[1].env[0].value"
     )
     shared = f"{at}[{index(env, name='SHARED')}].name"
-    assert said(worker, shared)[0] == "spec.env[0].name"
-    assert said(worker, shared, V1ALPHA1)[0] == "spec.envs[0].name"
+    assert said(worker, shared) == "spec.env[0].name"
+    assert said(worker, shared, V1ALPHA1) == "spec.envs[0].name"
 
 
 def test_what_the_platform_added_is_told_as_rendered(worker: Trial) -> None:
     main = index(pod(worker)["containers"], name="main")
     env = pod(worker)["containers"][main]["env"]
-    ours = index(env, name="POD_NAME")
-    field = f"spec.template.spec.containers[{main}].env[{ours}].value"
-    assert said(worker, field) == (f"rendered Deployment chat-worker: {field}", "")
+    field = f"spec.template.spec.containers[{main}].env[{index(env, name='POD_NAME')}].value"
+    body = {"details": {"causes": [{"field": field, "message": "no"}]}}
+    (denial,) = refused(worker, 422, "all of it", body, V1BETA1)
+    assert str(denial) == f"spec.components[1]: rendered Deployment chat-worker: {field}: no"
 
 
 @pytest.mark.parametrize(
-    ("field", "shown"),
+    ("field", "place"),
     [
-        ("spec.template.labels", "component Worker: podTemplate.metadata.labels"),
-        ("spec.template.spec.nodeSelector", "component Worker: podTemplate.spec.nodeSelector"),
+        ("spec.template.labels", "spec.components[1].podTemplate.metadata.labels"),
+        ("spec.template.spec.nodeSelector", "spec.components[1].podTemplate.spec.nodeSelector"),
         ("metadata.labels", "spec.labels"),
         ("metadata.annotations", "spec.annotations"),
-        ("spec.progressDeadlineSeconds",
-         "rendered Deployment chat-worker: spec.progressDeadlineSeconds"),
+        ("spec.progressDeadlineSeconds", "spec.components[1]"),
     ],
-)  # fmt: skip
-def test_other_fields(worker: Trial, field: str, shown: str) -> None:
-    assert said(worker, field)[0] == shown
+)
+def test_other_fields(worker: Trial, field: str, place: str) -> None:
+    assert said(worker, field) == place
 
 
 PREFIX = 'Deployment in version "v1" cannot be handled as a Deployment: '
@@ -129,8 +128,8 @@ def test_fields_that_do_not_exist_are_named(worker: Trial) -> None:
         'unknown field "spec.template.spec.tolerance"'
     )
     assert [str(d) for d in refused(worker, 400, message, {}, V1BETA1)] == [
-        "component Worker: podTemplate.spec.containers[1].imge: no such field",
-        "component Worker: podTemplate.spec.tolerance: no such field",
+        "spec.components[1].podTemplate.spec.containers[1].imge: no such field (component Worker)",
+        "spec.components[1].podTemplate.spec.tolerance: no such field (component Worker)",
     ]
 
 
@@ -154,17 +153,20 @@ def test_values_of_a_wrong_type_are_named(
         f"{PREFIX}json: cannot unmarshal {found} into Go struct field X.{field} of type {wanted}"
     )
     (denial,) = refused(worker, 400, message, {}, V1BETA1)
-    assert str(denial) == f"component Worker: {said}"
+    assert str(denial) == f"spec.components[1].{said} (component Worker)"
 
 
 def test_words_without_a_field_stay_with_the_component(worker: Trial) -> None:
     message = f"{PREFIX}quantities must match the regular expression 'x'"
     (denial,) = refused(worker, 400, message, {}, V1BETA1)
     assert str(denial) == (
-        "component Worker: podTemplate: quantities must match the regular expression 'x'"
+        "spec.components[1].podTemplate: quantities must match the regular expression 'x' "
+        "(component Worker)"
     )
     (denial,) = refused(worker, 422, "Deployment is invalid", {}, V1ALPHA1)
-    assert str(denial) == "service Worker: extraPodSpec: Deployment is invalid"
+    assert str(denial) == (
+        "spec.services.Worker.extraPodSpec: Deployment is invalid (service Worker)"
+    )
 
 
 @pytest.mark.parametrize(

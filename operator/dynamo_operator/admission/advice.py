@@ -14,7 +14,14 @@ from dynamo_crds.validate import deprecations
 from dynamo_operator.admission.wording import Wording
 from dynamo_operator.render import Note, Rendered, names, notes
 
-ROUTINE = frozenset({notes.RUNTIME_MAPPED, notes.FLAGS_TRANSLATED, notes.TYPE_INFERRED})
+ROUTINE = frozenset(
+    {
+        notes.RUNTIME_MAPPED,
+        notes.FLAGS_TRANSLATED,
+        notes.TYPE_INFERRED,
+        notes.IMAGE_DEFAULTED,
+    }
+)
 """Notes on what rendering does with every manifest written for Dynamo: they come last."""
 
 

@@ -42,18 +42,14 @@ class Denial:
     """One reason for which a request is refused."""
 
     field: str
-    """Path in the author's manifest; "" where no single field is to blame."""
+    """Path in the author's manifest."""
     message: str
-    """What is wrong and what would be right. The field's name stands before it where it is
-    shown, unless `message` names it otherwise (`where`)."""
+    """What is wrong and what would be right; it is shown after the field."""
     reason: str
     """For metrics: "invalid", "immutable" or "dry_run"."""
-    where: str = ""
-    """How to name the place for a person, if not by `field`: `component Worker: podTemplate.…`."""
 
     def __str__(self) -> str:
-        place = self.where or self.field
-        return f"{place}: {self.message}" if place else self.message
+        return f"{self.field}: {self.message}"
 
 
 def read_request(review: Any) -> Request:
@@ -82,28 +78,36 @@ def _object(request: Mapping[str, Any], name: str) -> Json | None:
     return value
 
 
-def answer(uid: str, denials: Sequence[Denial], warnings: Sequence[str]) -> Json:
+def answer(request: Request, denials: Sequence[Denial], warnings: Sequence[str]) -> Json:
     """The AdmissionReview that answers a request: denied if there is any denial."""
-    response: Json = {"uid": uid, "allowed": not denials}
+    response: Json = {"uid": request.uid, "allowed": not denials}
     if denials:
-        response["status"] = _status(denials)
+        response["status"] = _status(request, denials)
     if shown := shortened(warnings):
         response["warnings"] = shown
     return {"apiVersion": API_VERSION, "kind": "AdmissionReview", "response": response}
 
 
-def _status(denials: Sequence[Denial]) -> Json:
-    texts = list(dict.fromkeys(str(denial) for denial in denials))
-    message = texts[0] if len(texts) == 1 else "\n- ".join([f"{len(texts)} mistakes:", *texts])
-    causes = [
-        {"field": d.field, "reason": "FieldValueInvalid", "message": d.message} for d in denials
-    ]
+def _status(request: Request, denials: Sequence[Denial]) -> Json:
+    """As the API server refuses what its schemas don't allow, so that clients show both alike;
+    kubectl shows the causes and not the message."""
+    unique = list(dict.fromkeys(denials))
+    texts = [str(denial) for denial in unique]
+    message = texts[0] if len(texts) == 1 else "\n* ".join([f"{len(texts)} mistakes:", *texts])
+    metadata = (request.object or {}).get("metadata") or {}
     return {
         "status": "Failure",
         "code": 422,
         "reason": "Invalid",
         "message": message,
-        "details": {"causes": causes},
+        "details": {
+            "kind": request.kind,
+            "name": metadata.get("name") or metadata.get("generateName") or "",
+            "causes": [
+                {"field": d.field, "reason": "FieldValueInvalid", "message": d.message}
+                for d in unique
+            ],
+        },
     }
 
 

@@ -89,7 +89,7 @@ class Reviewer:
 
     async def _decide(self, request: Request) -> Json:
         if request.operation not in (CREATE, UPDATE) or await self._belongs_elsewhere(request):
-            return answer(request.uid, (), ())
+            return answer(request, (), ())
         verdict = judge(request, self._rules.platform)
         denials, warnings = verdict.denials, verdict.warnings
         if not denials and verdict.trials and self._rules.dry_run_limit_s > 0:
@@ -100,7 +100,7 @@ class Reviewer:
             denials, warnings = outcome.denials, (*warnings, *outcome.warnings)
         for reason in denied_by(denials):
             self._metrics.denials.labels(request.kind, request.operation, reason).inc()
-        return answer(request.uid, denials, warnings)
+        return answer(request, denials, warnings)
 
     async def _belongs_elsewhere(self, request: Request) -> bool:
         if not self._rules.respects_scope or not request.namespace:

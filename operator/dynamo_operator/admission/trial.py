@@ -175,13 +175,15 @@ def _denial(trial: Trial, path: Path, message: str, wording: Wording) -> Denial:
         path = _TEMPLATES[trial.manifest["kind"]][0]  # what is ours in it is in order
     place = None if component is None else _authored(trial, component, path)
     if component is None or place is None:
-        where = f"rendered {trial.label}" + (f": {show_path(path)}" if path else "")
-        return Denial("", message, "dry_run", where)
+        field = "spec" if component is None else wording.component(component.index, component.name)
+        there = f": {show_path(path)}" if path else ""
+        return Denial(field, f"rendered {trial.label}{there}: {message}", "dry_run")
     if place[:1] == ("env",):
         return Denial(wording.graph_env(*place[1:]), message, "dry_run")
-    short = wording.in_pod_template(place, _container(component.template, place))
-    field = wording.component(component.index, component.name) + "." + short
-    return Denial(field, message, "dry_run", f"{wording.noun(component.name)}: {short}")
+    field = wording.in_pod_template(
+        component.index, component.name, place, _container(component.template, place)
+    )
+    return Denial(field, f"{message} ({wording.noun(component.name)})", "dry_run")
 
 
 def _container(template: Json, place: Path) -> str | None:

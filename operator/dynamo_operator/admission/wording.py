@@ -30,22 +30,22 @@ class Wording:
         """A component's field: `spec.components[1].type`, `spec.services.Decode.componentType`."""
         if not self._old:
             return show_path(("spec", "components", index, *field))
-        renamed = [_RENAMED.get(str(step), step) for step in field]
-        return show_path(("spec", "services", name, *renamed))
+        renamed = [_RENAMED.get(str(step), step) for step in field[:1]]
+        return show_path(("spec", "services", name, *renamed, *field[1:]))
 
     def noun(self, name: str) -> str:
         """`component Worker`, `service Worker`."""
         return f"{'service' if self._old else 'component'} {name}"
 
-    def in_pod_template(self, path: Path, container: str | None) -> str:
-        """A field of a pod template; `container` is the name of the container that it is in."""
+    def in_pod_template(self, index: int, name: str, path: Path, container: str | None) -> str:
+        """A field of a component's pod template; `container` is the container that it is in."""
         if not self._old:
-            return show_path(("podTemplate", *path))
+            return self.component(index, name, "podTemplate", *path)
         if path[:1] == ("metadata",):
-            return show_path(("extraPodMetadata", *path[1:]))
+            return self.component(index, name, "extraPodMetadata", *path[1:])
         if container == MAIN:
-            return show_path(("extraPodSpec", "mainContainer", *path[3:]))
-        return show_path(("extraPodSpec", *path[1:]))
+            return self.component(index, name, "extraPodSpec", "mainContainer", *path[3:])
+        return self.component(index, name, "extraPodSpec", *path[1:])
 
     def graph_env(self, *field: str | int) -> str:
         """The graph's own environment variables."""
