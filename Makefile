@@ -94,5 +94,21 @@ generate: $(VENV)/.dev ## Write the generated files anew
 requirements: $(BIN)/uv ## Pin the requirements of every extra anew
 	@$(BIN)/python scripts/requirements.py $(EXTRAS)
 
+# --- a Kubernetes for tests (root for pods), images for it
+
+.PHONY: images cluster-build cluster-up cluster-down
+
+images: $(VENV)/.dev ## Build the container images (NAMES='worker …'), load them into the test cluster
+	@$(BIN)/python -m images.build $(NAMES)
+
+cluster-build: $(VENV)/.dev ## Build the test cluster's programs (once, a quarter of an hour)
+	@$(BIN)/python -m e2e.cluster build
+
+cluster-up: $(VENV)/.dev ## Start the test cluster; KUBECONFIG set: check that one instead
+	@$(BIN)/python -m e2e.cluster up
+
+cluster-down: $(VENV)/.dev ## Stop it; nothing is left
+	@$(BIN)/python -m e2e.cluster down
+
 clean: ## Remove what was installed and built (the cache stays)
 	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,15 +8,17 @@ The base image is made from Debian's packages unless `BASE` names one to pull.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dynamo_runtime import __version__
+
 from e2e.cluster import Cluster, ClusterError, settings, toolchain
 from e2e.cluster.progress import say
 
@@ -25,7 +27,7 @@ REPOSITORY = "docker.io/dynamo-platform"
 """`dynamo-platform/NAME`, as a node's container runtime completes it."""
 LOCAL_BASE = "localhost/python:3.11-slim"
 DEBIAN = "bookworm"  # its Python is 3.11
-LEFT_OUT = ("doc", "man", "locale")
+LEFT_OUT = ("doc", "locale", "man")
 """Folders of /usr/share that the base image does without."""
 
 
@@ -95,7 +97,9 @@ class Builder:
             excluded = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in LEFT_OUT]
             command = [
                 *("mmdebstrap", "--quiet", "--mode=root", "--variant=minbase"),
-                *("--include=python3-venv,ca-certificates", *excluded),
+                # Merged folders from the start: the package that merges them later wants all Perl.
+                "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
+                *("--include=python3-venv,ca-certificates,usr-is-merged", *excluded),
                 *(DEBIAN, f"{scratch}/rootfs.tar"),
             ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -113,7 +117,7 @@ class Builder:
             self.buildah("bud", *options, "-f", str(recipe), "-t", LOCAL_BASE, scratch)
 
     def build(self, image: Image, base: str) -> Path:
-        """Build and export an image; the docker-archive file."""
+        """Build an image and export it unless it is the one exported last; the archive."""
         tag = f"{REPOSITORY}/{image.name}:{__version__}"
         arguments = [f"BASE={base}", *image.arguments]
         with tempfile.TemporaryDirectory() as scratch:
@@ -124,14 +128,19 @@ class Builder:
                 *(f"--build-arg={argument}" for argument in arguments),
                 *("-f", f"images/{image.file}", "-t", tag, "."),
             )
-        self.layout.images.mkdir(parents=True, exist_ok=True)
         archive = self.layout.images / f"{image.name}.tar"
+        stamp = archive.with_name(f"{archive.name}.version")
+        built = self.buildah("images", "--quiet", "--no-trunc", tag).strip()
+        if archive.exists() and stamp.exists() and stamp.read_text() == built:
+            return archive
+        stamp.unlink(missing_ok=True)
         part = archive.with_suffix(".part")
         part.unlink(missing_ok=True)
         self.buildah("push", "--quiet", tag, f"docker-archive:{part}:{tag}")
         part.rename(archive)
         names = [tag, *(f"{REPOSITORY}/{name}:{__version__}" for name in image.also)]
         archive.with_name(f"{archive.name}.names").write_text("\n".join(names) + "\n")
+        stamp.write_text(built)
         return archive
 
 
@@ -156,6 +165,22 @@ def lent(env: Mapping[str, str], scratch: Path) -> list[str]:
     return volumes
 
 
+def build(images: Sequence[Image], base: str = LOCAL_BASE) -> None:
+    """Build and export images; load them into the cluster of our own if it is up."""
+    cluster = Cluster()
+    builder = Builder(cluster.layout)
+    cluster.layout.images.mkdir(parents=True, exist_ok=True)
+    with (cluster.layout.root / "images.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if base == LOCAL_BASE:
+            builder.ensure_base()
+        for image in images:
+            archive = builder.build(image, base)
+            say(f"{image.name}: {archive} ({archive.stat().st_size / 1e6:.0f} MB)")
+            if not cluster.is_foreign and cluster.is_up and cluster.has_pods:
+                cluster.load_image(archive)
+
+
 def main() -> int:
     known = {image.name: image for image in IMAGES}
     parser = argparse.ArgumentParser(prog="python -m images.build", description=__doc__)
@@ -169,17 +194,7 @@ def main() -> int:
     chosen = [known[name] for name in options.names] or [i for i in IMAGES if i.by_default]
     try:
         toolchain.ensure_programs(toolchain.IMAGE_PROGRAMS)
-        cluster = Cluster()
-        builder = Builder(cluster.layout)
-        base = options.base or LOCAL_BASE
-        if base == LOCAL_BASE:
-            builder.ensure_base()
-        for image in chosen:
-            archive = builder.build(image, base)
-            say(f"{image.name}: {archive} ({archive.stat().st_size / 1e6:.0f} MB)")
-            if not cluster.is_foreign and cluster.is_up and cluster.has_pods:
-                cluster.load_image(archive)
-                say(f"{image.name}: loaded")
+        build(chosen, options.base or LOCAL_BASE)
     except (BuildFailed, ClusterError, toolchain.MissingPrograms) as error:
         sys.stderr.write(f"images: {error}\n")
         return 1

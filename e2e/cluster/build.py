@@ -7,6 +7,7 @@ Changing `-trimpath` or `CGO_ENABLED` compiles all of Kubernetes anew; `-ldflags
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -165,6 +166,11 @@ class Builder:
         module = self.module("sigs.k8s.io/lws", settings.LWS)
         (self.layout.manifests / "lws.yaml").write_text(self.kustomize(module / "config/default"))
 
+    def metrics_server(self) -> None:
+        module = self.module("sigs.k8s.io/metrics-server", settings.METRICS_SERVER)
+        text = self.kustomize(module / "manifests/base")
+        (self.layout.manifests / "metrics-server.yaml").write_text(text)
+
     # --- images
 
     def image(
@@ -254,6 +260,11 @@ def node(builder: Builder) -> list[Part]:
         Part(layout.bin / "lws-controller", settings.LWS, lambda: builder.install_inside(*lws)),
         Part(layout.manifests / "lws.yaml", settings.LWS, builder.lws),
         Part(
+            layout.manifests / "metrics-server.yaml",
+            settings.METRICS_SERVER,
+            builder.metrics_server,
+        ),
+        Part(
             layout.bin / "metrics-server",
             settings.METRICS_SERVER,
             lambda: builder.install_inside(*metrics),
@@ -279,6 +290,12 @@ def build(layout: Layout, with_node: bool) -> bool:
         toolchain.ensure_programs(toolchain.NODE_PROGRAMS)
     for folder in (layout.bin, layout.manifests, layout.images, layout.go):
         folder.mkdir(parents=True, exist_ok=True)
+    with (layout.root / "build.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _build(layout, with_node)
+
+
+def _build(layout: Layout, with_node: bool) -> bool:
     builder = Builder(layout)
     parts = control_plane(builder) + (node(builder) if with_node else [])
     due = [part for part in parts if not part.is_current]

@@ -1,4 +1,4 @@
-"""The cluster's certificates and kubeconfigs, made once and kept: ten years, elliptic curves.
+"""The cluster's certificates and kubeconfigs, made anew for each run.
 
 Two authorities, as the API server wants them: one for everybody, one by which extension API servers
 know the aggregator.
@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from e2e.cluster.settings import HOST_IP, NODE, NODE_IP, SERVICE_IP
+from e2e.cluster.settings import NODE, Network
 
-DAYS = 3650
+DAYS = 365
 SERVER_NAMES = (
     "localhost",
     "kubernetes",
@@ -29,9 +29,6 @@ SERVER_NAMES = (
     "kubernetes.default.svc",
     "kubernetes.default.svc.cluster.local",
     "127.0.0.1",
-    HOST_IP,
-    NODE_IP,
-    SERVICE_IP,
 )
 CLIENTS = {
     "admin": ("admin", "system:masters"),
@@ -108,26 +105,22 @@ def _general_name(text: str) -> x509.GeneralName:
         return x509.DNSName(text)
 
 
-def ensure(folder: Path) -> None:
-    """All keys and certificates of the cluster, unless they are there."""
-    done = folder / "done"
-    if done.exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
+def make(folder: Path, network: Network) -> None:
+    """All keys and certificates of a cluster, into a new folder."""
+    folder.mkdir(mode=0o700)
     authority = issue("dynamo-e2e")
     authority.write(folder, "ca")
     front_proxy = issue("dynamo-e2e-front-proxy")
     front_proxy.write(folder, "front-proxy-ca")
     issue("front-proxy-client", authority=front_proxy).write(folder, "front-proxy-client")
-    issue("kube-apiserver", names=SERVER_NAMES, authority=authority).write(folder, "apiserver")
-    server = issue(f"system:node:{NODE}", "system:nodes", [NODE_IP, NODE], authority)
+    names = (*SERVER_NAMES, network.node_ip, network.service_ip)
+    issue("kube-apiserver", names=names, authority=authority).write(folder, "apiserver")
+    server = issue(f"system:node:{NODE}", "system:nodes", [network.node_ip, NODE], authority)
     server.write(folder, "kubelet-server")
     for file, (user, group) in CLIENTS.items():
         issue(user, group, authority=authority).write(folder, file)
     tokens = ec.generate_private_key(ec.SECP256R1())
     write_key(folder / "service-accounts.key", tokens)
-    done.touch()
 
 
 def write_kubeconfig(path: Path, pki: Path, client: str, server: str) -> None:

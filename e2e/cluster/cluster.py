@@ -21,20 +21,22 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from e2e.cluster import build, certificates, components, machine, progress, settings, toolchain
+from e2e.cluster import (
+    addons,
+    build,
+    certificates,
+    components,
+    machine,
+    progress,
+    settings,
+    toolchain,
+)
+from e2e.cluster.addons import ADDONS
 from e2e.cluster.components import Addresses
 from e2e.cluster.progress import WaitTimeout, say
 from e2e.cluster.settings import Layout
 
 HERE = Path(__file__).parent
-ADDONS = {
-    "lws": ("lws.yaml", "lws-system", "lws-controller-manager"),
-    "metrics-server": ("", "kube-system", "metrics-server"),
-    "gateway-api": ("gateway-api.yaml", "", ""),
-    "inference-extension": ("inference-extension.yaml", "", ""),
-    "pod-monitor": ("pod-monitor.yaml", "", ""),
-}
-"""Add-on -> (file below `manifests` of the cache, namespace and name of its Deployment)."""
 START_S = 180.0
 MAX_STARTS = 8
 MAX_SOCKET_PATH = 107
@@ -96,12 +98,12 @@ class Cluster:
     @property
     def node_ip(self) -> str:
         """Address of the node, at which the machine reaches its host ports."""
-        return settings.NODE_IP
+        return self.layout.network.node_ip if self.has_pods else "127.0.0.1"
 
     @property
     def host_ip(self) -> str:
         """Address of the machine, at which pods and the API server reach its servers (webhooks)."""
-        return settings.HOST_IP if self.has_pods else "127.0.0.1"
+        return self.layout.network.host_ip if self.has_pods else "127.0.0.1"
 
     @property
     def logs(self) -> Path:
@@ -121,6 +123,7 @@ class Cluster:
         with self._lock():
             if self.is_up:
                 return
+            self._refuse_if_taken()
             build.build(self.layout, self._with_node)
             self._down()
             try:
@@ -139,22 +142,33 @@ class Cluster:
             with self._lock():
                 self._down()
 
+    def _refuse_if_taken(self) -> None:
+        """Raise if another folder's cluster has the same number, so the same addresses."""
+        other = machine.owner(self.layout.network) if self._with_node else ""
+        if other not in ("", str(self.layout.state)):
+            number = self.layout.network.number
+            raise ClusterError(
+                f"cluster {number} of {other} runs on this machine; set DYNAMO_CLUSTER to "
+                "another number"
+            )
+
     def _down(self) -> None:
         if record := self._record():
             pid = record["pid"]
             if machine.started_at(pid) == record["started"]:
                 machine.end([pid])
-        if self._with_node:
-            machine.remove_network()
-            machine.restore_sysctls(self.layout.state / "sysctl.json")
-            machine.remove_cgroups()
+        network = self.layout.network
+        if self._with_node and machine.owner(network) in ("", str(self.layout.state)):
+            machine.remove_network(network)
+            machine.restore_sysctls()
+            machine.remove_cgroups(network)
         shutil.rmtree(self.layout.state, ignore_errors=True)
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
         """One up or down at a time on this machine."""
         self.layout.root.mkdir(parents=True, exist_ok=True)
-        with (self.layout.root / "lock").open("w") as file:
+        with (self.layout.root / f"lock{self.layout.network.suffix}").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -176,8 +190,11 @@ class Cluster:
         if len(str(layout.containerd_socket)) > MAX_SOCKET_PATH:
             raise ClusterError(f"{layout.root}: too long a path for sockets; set DYNAMO_CACHE")
         layout.logs.mkdir(parents=True)
-        certificates.ensure(layout.pki)
-        at = components.NODE_ADDRESSES if with_node else Addresses("127.0.0.1", *_free_ports(3))
+        certificates.make(layout.pki, layout.network)
+        if with_node:
+            at = components.node_addresses(layout.network)
+        else:
+            at = Addresses("127.0.0.1", *_free_ports(3))
         for client in certificates.CLIENTS:
             path = layout.state / f"{client}.kubeconfig"
             certificates.write_kubeconfig(path, layout.pki, client, at.server)
@@ -187,11 +204,11 @@ class Cluster:
         if with_node:
             parts += components.node(layout, at)
             components.write_node_files(layout)
-            machine.save_sysctls(layout.state / "sysctl.json")
-            machine.make_cgroups()
-            machine.make_network()
+            machine.save_sysctls()
+            machine.make_cgroups(layout.network)
+            machine.make_network(layout.network)
             command = [
-                *("nsenter", f"--net=/run/netns/{settings.NETNS}"),
+                *("nsenter", f"--net=/run/netns/{layout.network.name}"),
                 *("unshare", "--fork", "--kill-child", "--pid", "--mount", "--uts", "--ipc"),
                 *("--mount-proc", *command, settings.NODE),
             ]
@@ -233,7 +250,9 @@ class Cluster:
             shutil.copy(layout.state / "admin.kubeconfig", layout.kubeconfig)
             self._until("API server ready", self.is_ready)
             if with_node:
-                self._apply_text(_substituted(HERE / "manifests" / "coredns.yaml"))
+                text = string.Template((HERE / "manifests" / "coredns.yaml").read_text())
+                names = {"image": settings.COREDNS_IMAGE, "address": layout.network.dns_ip}
+                self._apply_text(text.substitute(names))
                 self._until("node registered", lambda: self._succeeds("get", "node", settings.NODE))
                 gpus = {"nvidia.com/gpu": str(settings.GPUS)}
                 patch = json.dumps({"status": {"capacity": gpus, "allocatable": gpus}})
@@ -400,9 +419,15 @@ class Cluster:
 
     def load_image(self, archive: Path) -> None:
         """Bring a docker-archive file's image onto the node, with the further names that a file
-        `ARCHIVE.names` beside it gives it, one a line."""
+        `ARCHIVE.names` beside it gives it, one a line. Does nothing if that very file was
+        loaded before."""
         if self.is_foreign or not self.has_pods:
             raise ClusterError("images are loaded only onto a node of our own")
+        facts = archive.stat()
+        loaded = self.layout.state / "loaded" / archive.name
+        which = f"{archive.absolute()} {facts.st_size} {facts.st_mtime_ns}"
+        if loaded.exists() and loaded.read_text() == which:
+            return
         done = self._ctr("images", "import", "--local", str(archive))
         if done.returncode:
             raise ClusterError(f"{archive}: {done.stderr.strip()}")
@@ -411,6 +436,8 @@ class Cluster:
             first, *others = names.read_text().split()
             for other in others:
                 self._ctr("images", "tag", "--force", first, other)
+        loaded.parent.mkdir(exist_ok=True)
+        loaded.write_text(which)
 
     # --- fake nodes
 
@@ -503,18 +530,24 @@ class Cluster:
 
     def install_addon(self, name: str, timeout: float = 120.0) -> None:
         """One of `ADDONS`; does nothing if it is there. Returns when it works."""
-        if name not in ADDONS:
+        addon = ADDONS.get(name)
+        if addon is None:
             raise ClusterError(f"no add-on {name!r}; there are: {', '.join(ADDONS)}")
-        file, namespace, deployment = ADDONS[name]
-        if deployment and not self.has_pods:
+        if addon.deployment and not self.has_pods:
             raise ClusterError(f"{name}: {self.why_no_pods}")
-        if file:
-            text = (self.layout.manifests / file).read_text()
-        else:
-            text = _substituted(HERE / "addons" / f"{name.replace('-', '_')}.yaml")
-        self.apply(text, server_side=True)
-        if deployment:
-            self.wait_deployment(deployment, namespace, timeout)
+        found = addons.manifests(addon, (self.layout.manifests / addon.file).read_text())
+        self.apply(found, server_side=True)
+        limit = f"--timeout={timeout:g}s"
+        if crds := addons.definitions(found):
+            self.kubectl("wait", "crd", *crds, "--for=condition=Established", limit)
+        if addon.deployment:
+            self.wait_deployment(addon.deployment, addon.namespace, timeout)
+        if addon.api_service:
+            self.kubectl(
+                *("wait", "apiservice", addon.api_service),
+                *("--for=condition=Available", limit),
+                timeout=timeout + 10.0,
+            )
 
     # --- what happened
 
@@ -531,11 +564,6 @@ class Cluster:
         }.items():
             done = self.kubectl(*arguments, check=False)
             (folder / file).write_text(done.stdout + done.stderr)
-
-
-def _substituted(path: Path) -> str:
-    """A manifest with `$NAME` replaced by what `settings` says."""
-    return string.Template(path.read_text()).substitute(vars(settings))
 
 
 def _free_ports(count: int) -> list[int]:

@@ -13,14 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from e2e.cluster.settings import (
-    CGROUP,
-    DNS_IP,
     NODE,
-    NODE_IP,
     PAUSE_IMAGE,
-    POD_NETWORK,
-    SERVICE_NETWORK,
     Layout,
+    Network,
 )
 
 CLIENT_LIMITS = ("--kube-api-qps=500", "--kube-api-burst=1000")
@@ -65,7 +61,9 @@ class Addresses:
         return f"http://127.0.0.1:{self.etcd_port}"
 
 
-NODE_ADDRESSES = Addresses(NODE_IP, 6443, 2379, 2380)
+def node_addresses(network: Network) -> Addresses:
+    """Where it listens inside a node."""
+    return Addresses(network.node_ip, 6443, 2379, 2380)
 
 
 def control_plane(
@@ -99,7 +97,7 @@ def control_plane(
             f"--bind-address={listen}",
             f"--advertise-address={at.api_host}",
             f"--secure-port={at.api_port}",
-            f"--service-cluster-ip-range={SERVICE_NETWORK}",
+            f"--service-cluster-ip-range={layout.network.services}",
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
             "--allow-privileged",
@@ -196,7 +194,7 @@ def node(layout: Layout, at: Addresses) -> list[Component]:
                 "kubelet",
                 f"--config={state}/kubelet.yaml",
                 f"--kubeconfig={state}/kubelet.kubeconfig",
-                f"--node-ip={NODE_IP}",
+                f"--node-ip={at.api_host}",
                 f"--hostname-override={NODE}",
             ),
             after=str(layout.containerd_socket),
@@ -208,7 +206,7 @@ def node(layout: Layout, at: Addresses) -> list[Component]:
                 "proxy",
                 f"--kubeconfig={state}/proxy.kubeconfig",
                 "--proxy-mode=nftables",
-                f"--cluster-cidr={POD_NETWORK}",
+                f"--cluster-cidr={layout.network.pods}",
                 f"--hostname-override={NODE}",
                 "--conntrack-max-per-core=0",
                 "--nodeport-addresses=primary",
@@ -247,7 +245,7 @@ def write_node_files(layout: Layout) -> None:
         "hairpinMode": True,
         "ipam": {
             "type": "host-local",
-            "ranges": [[{"subnet": POD_NETWORK}]],
+            "ranges": [[{"subnet": layout.network.pods}]],
             "routes": [{"dst": "0.0.0.0/0"}],
         },
     }
@@ -262,7 +260,7 @@ def write_node_files(layout: Layout) -> None:
         "failCgroupV1": False,
         "failSwapOn": False,
         "cgroupDriver": "cgroupfs",
-        "cgroupRoot": f"/{CGROUP}",
+        "cgroupRoot": f"/{layout.network.name}",
         "containerRuntimeEndpoint": f"unix://{layout.containerd_socket}",
         "authentication": {
             "anonymous": {"enabled": False},
@@ -272,7 +270,7 @@ def write_node_files(layout: Layout) -> None:
         "authorization": {"mode": "Webhook"},
         "tlsCertFile": f"{layout.pki}/kubelet-server.crt",
         "tlsPrivateKeyFile": f"{layout.pki}/kubelet-server.key",
-        "clusterDNS": [DNS_IP],
+        "clusterDNS": [layout.network.dns_ip],
         "clusterDomain": "cluster.local",
         "resolvConf": "",
         "volumePluginDir": "/var/lib/kubelet/volume-plugins",
@@ -286,5 +284,7 @@ def write_node_files(layout: Layout) -> None:
         "imageGCLowThresholdPercent": 99,
         "maxPods": 250,
         "nodeStatusUpdateFrequency": "5s",
+        # How soon a changed ConfigMap or Secret is in its volumes; a minute by default.
+        "syncFrequency": "10s",
     }
     (state / "kubelet.yaml").write_text(json.dumps(kubelet, indent=1))

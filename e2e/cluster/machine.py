@@ -1,14 +1,15 @@
 """What a node changes on the machine, made and undone: a network namespace, a pair of interfaces,
 two routes, three kernel settings that the kubelet sets, a parent control group.
 
-Undoing needs no memory of the run: all of it is found by its own names, whatever state the making
-was left in. The firewall rules, mounts and processes are inside the node's namespaces and go with
-them.
+Undoing needs no memory of the run: all of it is found by the cluster's own names, whatever state
+the making was left in. The firewall rules, mounts and processes are inside the node's namespaces
+and go with them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -16,19 +17,14 @@ import subprocess
 import time
 from pathlib import Path
 
-from e2e.cluster.settings import (
-    CGROUP,
-    HOST_IP,
-    NETNS,
-    NODE_IP,
-    POD_NETWORK,
-    PREFIX,
-    SERVICE_NETWORK,
-)
+from e2e.cluster.settings import Network
 
 SYSCTLS = ("vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops")
 PROC_SYS = Path("/proc/sys")
 CGROUPS = Path("/sys/fs/cgroup")
+NAMESPACES = Path("/run/netns")
+SAVED = Path("/run/dynamo-e2e-sysctls.json")
+PREFIX = 30
 
 
 class MachineError(Exception):
@@ -43,48 +39,75 @@ def ip(*arguments: str) -> str:
     return done.stdout
 
 
-def save_sysctls(path: Path) -> None:
-    """Write down what the kubelet is going to change."""
-    values = {name: (PROC_SYS / name).read_text().strip() for name in SYSCTLS}
-    path.write_text(json.dumps(values))
+def save_sysctls() -> None:
+    """Write down what the kubelet is going to change, unless another cluster's has already."""
+    if not SAVED.exists():
+        values = {name: (PROC_SYS / name).read_text().strip() for name in SYSCTLS}
+        SAVED.write_text(json.dumps(values))
 
 
-def restore_sysctls(path: Path) -> None:
-    """Put back what was written down, if anything was."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        for name, value in json.loads(path.read_text()).items():
-            if (PROC_SYS / name).read_text().strip() != value:
-                (PROC_SYS / name).write_text(value)
+def restore_sysctls() -> None:
+    """Put back what was written down, once the last cluster is gone."""
+    if not SAVED.exists() or namespaces():
+        return
+    for name, value in json.loads(SAVED.read_text()).items():
+        if (PROC_SYS / name).read_text().strip() != value:
+            (PROC_SYS / name).write_text(value)
+    SAVED.unlink()
 
 
-def make_network() -> None:
+def namespaces() -> list[str]:
+    """Names of the clusters' network namespaces on this machine."""
+    names = [path.name for path in NAMESPACES.glob("*")]
+    return [name for name in names if name.startswith("dynamo-e2e")]
+
+
+def owner(network: Network) -> str:
+    """The `state` folder of whichever cluster runs in this namespace; "" if none does."""
+    for pid in processes(network):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            for word, following in itertools.pairwise(words):
+                if word.endswith("/supervisor.py"):
+                    return following
+    return ""
+
+
+def processes(network: Network) -> list[int]:
+    """Those that run in the node's network namespace."""
+    if network.name not in namespaces():
+        return []
+    return [int(pid) for pid in ip("netns", "pids", network.name).split()]
+
+
+def make_network(network: Network) -> None:
     """The node's namespace, reachable from the machine and reaching it, and nothing beyond."""
-    in_node = ("-n", NETNS)
-    ip("netns", "add", NETNS)
-    ip("link", "add", NETNS, "type", "veth", "peer", "name", "eth0", "netns", NETNS)
-    ip("addr", "add", f"{HOST_IP}/{PREFIX}", "dev", NETNS)
-    ip("link", "set", NETNS, "up")
-    ip(*in_node, "addr", "add", f"{NODE_IP}/{PREFIX}", "dev", "eth0")
-    ip(*in_node, "link", "set", "eth0", "up")
-    ip(*in_node, "link", "set", "lo", "up")
-    ip(*in_node, "route", "add", "default", "via", HOST_IP)
-    for network in (POD_NETWORK, SERVICE_NETWORK):
-        ip("route", "add", network, "via", NODE_IP)
+    name = network.name
+    inside = ("-n", name)
+    ip("netns", "add", name)
+    ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name)
+    ip("addr", "add", f"{network.host_ip}/{PREFIX}", "dev", name)
+    ip("link", "set", name, "up")
+    ip(*inside, "addr", "add", f"{network.node_ip}/{PREFIX}", "dev", "eth0")
+    ip(*inside, "link", "set", "eth0", "up")
+    ip(*inside, "link", "set", "lo", "up")
+    ip(*inside, "route", "add", "default", "via", network.host_ip)
+    for addresses in (network.pods, network.services):
+        ip("route", "add", addresses, "via", network.node_ip)
 
 
-def remove_network() -> None:
+def remove_network(network: Network) -> None:
     """End what still runs in the namespace; remove it, the interfaces and so the routes."""
+    end(processes(network))
     with contextlib.suppress(MachineError):
-        end([int(pid) for pid in ip("netns", "pids", NETNS).split()])
+        ip("link", "del", network.name)
     with contextlib.suppress(MachineError):
-        ip("link", "del", NETNS)
-    with contextlib.suppress(MachineError):
-        ip("netns", "del", NETNS)
-    folder = Path("/run/netns")  # `ip` mounts it on itself with the first namespace
-    if folder.is_mount() and not any(folder.iterdir()):
-        subprocess.run(["umount", str(folder)], capture_output=True, check=False)
+        ip("netns", "del", network.name)
+    if NAMESPACES.is_mount() and not any(NAMESPACES.iterdir()):
+        # `ip` mounts the folder on itself with the first namespace.
+        subprocess.run(["umount", str(NAMESPACES)], capture_output=True, check=False)
         with contextlib.suppress(OSError):
-            folder.rmdir()
+            NAMESPACES.rmdir()
 
 
 def _cgroup_parents() -> list[Path]:
@@ -98,10 +121,10 @@ def _cgroup_parents() -> list[Path]:
     return list(found)
 
 
-def make_cgroups() -> None:
+def make_cgroups(network: Network) -> None:
     """A parent for the pods' control groups, so that they can't be taken for another node's."""
     for parent in _cgroup_parents():
-        group = parent / CGROUP
+        group = parent / network.name
         with contextlib.suppress(FileExistsError, PermissionError):
             group.mkdir()
         if parent.name == "cpuset":  # version 1: empty until told
@@ -109,13 +132,13 @@ def make_cgroups() -> None:
                 (group / name).write_text((parent / name).read_text())
 
 
-def remove_cgroups() -> None:
+def remove_cgroups(network: Network) -> None:
     """Remove them; those that died a moment ago take a moment to leave."""
     deadline = time.monotonic() + 10.0
     while time.monotonic() < deadline:
         left = False
         for parent in _cgroup_parents():
-            for folder, _, _ in os.walk(parent / CGROUP, topdown=False):
+            for folder, _, _ in os.walk(parent / network.name, topdown=False):
                 try:
                     Path(folder).rmdir()
                 except OSError:

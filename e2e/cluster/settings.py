@@ -1,7 +1,7 @@
 """Of what the cluster is made and where it lives: versions, addresses, folders.
 
-Everything is below one folder of the cache. `bin`, `images`, `manifests` and `pki` are kept and
-carry the version they were made from; `state` is one run of the cluster and gone after it.
+Everything is below one folder of the cache. `bin`, `images` and `manifests` are kept and carry the
+version they were made from; `state` is one run of a cluster and gone after it.
 """
 
 from __future__ import annotations
@@ -28,17 +28,11 @@ GO_SUMS = {"sigs.k8s.io/metrics-server": "h1:Zlsi3sBWEtFKCD3+xSysThvXyLQ363rUAlq
 """Module -> its hash, where the checksum database may not know it. This one was computed from the
 files of the repository's tag, and equals the module proxy's."""
 
-NETNS = "dynamo-e2e"
-"""Network namespace of the node, and the machine's end of the pair of interfaces into it."""
-HOST_IP, NODE_IP, PREFIX = "10.89.0.1", "10.89.0.2", 30
-POD_NETWORK, SERVICE_NETWORK = "10.88.0.0/16", "10.96.0.0/16"
-SERVICE_IP, DNS_IP = "10.96.0.1", "10.96.0.10"
+CLUSTERS = 16
+"""How many can run on one machine."""
 NODE = "devnode"
 GPUS = 8
 """Pretended `nvidia.com/gpu` of the node, and of each kwok node."""
-
-CGROUP = "dynamo-e2e"
-"""Parent of the pods' control groups."""
 
 PAUSE_IMAGE = "localhost/pause:1"
 COREDNS_IMAGE = f"localhost/coredns:{COREDNS}"
@@ -48,12 +42,57 @@ LWS_IMAGE = f"localhost/lws-controller:{LWS}"
 
 
 @dataclass(frozen=True, slots=True)
+class Network:
+    """Names and addresses on this machine of cluster `number`; no two clusters share any."""
+
+    number: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of the node's network namespace, of the machine's end of the pair of interfaces into it,
+        and of the parent of the pods' control groups."""
+        return f"dynamo-e2e{self.suffix}"
+
+    @property
+    def suffix(self) -> str:
+        """What tells this cluster's names from those of number 0."""
+        return f"-{self.number}" if self.number else ""
+
+    @property
+    def host_ip(self) -> str:
+        """The machine, as the node sees it."""
+        return f"10.89.{self.number}.1"
+
+    @property
+    def node_ip(self) -> str:
+        return f"10.89.{self.number}.2"
+
+    @property
+    def pods(self) -> str:
+        return f"10.88.{16 * self.number}.0/20"
+
+    @property
+    def services(self) -> str:
+        return f"10.96.{16 * self.number}.0/20"
+
+    @property
+    def service_ip(self) -> str:
+        """The Service `kubernetes`."""
+        return f"10.96.{16 * self.number}.1"
+
+    @property
+    def dns_ip(self) -> str:
+        return f"10.96.{16 * self.number}.10"
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """The cluster's folders."""
 
     root: Path
     run: Path | None = None
-    """Folder of one run, for a cluster beside the usual one; None: `state` below `root`."""
+    """Folder of one run, for a control plane beside the usual one; None: `state` below `root`."""
+    network: Network = Network()
 
     @property
     def bin(self) -> Path:
@@ -71,13 +110,14 @@ class Layout:
         return self.root / "manifests"
 
     @property
-    def pki(self) -> Path:
-        return self.root / "pki"
-
-    @property
     def state(self) -> Path:
         """One run of the cluster."""
-        return self.run or self.root / "state"
+        return self.run or self.root / f"state{self.network.suffix}"
+
+    @property
+    def pki(self) -> Path:
+        """Keys and certificates of this run."""
+        return self.state / "pki"
 
     @property
     def logs(self) -> Path:
@@ -87,7 +127,7 @@ class Layout:
     @property
     def failure(self) -> Path:
         """Logs of the last start that failed."""
-        return self.state.with_name("last-failure")
+        return self.state.with_name(f"last-failure{self.network.suffix}")
 
     @property
     def kubeconfig(self) -> Path:
@@ -109,6 +149,13 @@ class Layout:
 
 
 def layout(env: Mapping[str, str] = os.environ) -> Layout:
-    """The folders below `$DYNAMO_CACHE`, else `$XDG_CACHE_HOME/dynamo`, else `~/.cache/dynamo`."""
+    """The folders below `$DYNAMO_CACHE`, else `$XDG_CACHE_HOME/dynamo`, else `~/.cache/dynamo`.
+
+    `$DYNAMO_CLUSTER` is the cluster's number, 0 to 15: several can run beside each other.
+    """
+    number = env.get("DYNAMO_CLUSTER") or "0"
+    if not number.isdecimal() or int(number) >= CLUSTERS:
+        raise ValueError(f"DYNAMO_CLUSTER={number!r}: a number from 0 to {CLUSTERS - 1}")
     xdg = Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Layout(Path(env.get("DYNAMO_CACHE") or xdg / "dynamo").absolute() / "cluster")
+    root = Path(env.get("DYNAMO_CACHE") or xdg / "dynamo").absolute() / "cluster"
+    return Layout(root, network=Network(int(number)))
