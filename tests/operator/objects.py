@@ -200,7 +200,13 @@ def leader_worker_set(
             "generation": 1,
             "labels": {GRAPH_LABEL: "g", COMPONENT_LABEL: name},
         },
-        "spec": {"replicas": wanted, "leaderWorkerTemplate": {"size": 2}},
+        "spec": {
+            "replicas": wanted,
+            "leaderWorkerTemplate": {
+                "size": 2,
+                "leaderTemplate": {"metadata": {"labels": {HASH_LABEL: HASH}}},
+            },
+        },
         "status": {
             "replicas": wanted,
             "readyReplicas": wanted if ready is None else ready,
@@ -319,6 +325,18 @@ def pod_ready(name: str = "worker", **fields: Any) -> Json:
         statuses=[container(RUNNING, ready=True, started=True)],
         **fields,
     )
+
+
+def pod_leading(number: int = 0, *, template: str = HASH) -> Json:
+    """The leader's pod of one group of the component "worker", made from the template `template`
+    (its worker hash)."""
+    leader = pod_ready(number=number)
+    leader["metadata"]["labels"] |= {
+        HASH_LABEL: template,
+        "leaderworkerset.sigs.k8s.io/name": "g-worker",
+        "leaderworkerset.sigs.k8s.io/worker-index": "0",
+    }
+    return leader
 
 
 def pod_starting(name: str = "worker", **fields: Any) -> Json:

@@ -336,14 +336,32 @@ def test_a_restart() -> None:
 def test_engines_of_several_pods() -> None:
     workload: dict[str, Any] = {"workload_kind": "LeaderWorkerSet"}
     wanted = plan(component("frontend"), component(replicas=2, **workload))
-    status = status_of(
-        observed(deployment("frontend"), objects.leader_worker_set(wanted=2)), wanted
-    )
+    groups = objects.leader_worker_set(wanted=2)
+    leaders = [objects.pod_leading(number) for number in range(2)]
+    status = status_of(observed(deployment("frontend"), groups, pods=leaders), wanted)
     assert status["state"] == "successful"
     assert status["components"]["worker"]["componentKind"] == "LeaderWorkerSet"
     part = objects.leader_worker_set(wanted=2, ready=1, updated=1, updating=True)
     status = status_of(observed(deployment("frontend"), part), wanted)
     assert condition(status, "Progressing")[2] == "worker: 1 of 2 engines run the current template"
+
+
+def test_engines_are_new_only_when_their_pods_are() -> None:
+    """A LeaderWorkerSet that was just changed still says of the old groups that they are updated:
+    its status names no generation."""
+    wanted = plan(component("frontend"), component(replicas=2, workload_kind="LeaderWorkerSet"))
+    groups = objects.leader_worker_set(wanted=2)
+    for pods in (
+        [objects.pod_leading(number, template="bbbbbbbb") for number in range(2)],
+        [objects.pod_leading(0), objects.pod_leading(1, template="bbbbbbbb")],
+        [objects.pod_leading(0)],
+    ):
+        status = status_of(observed(deployment("frontend"), groups, pods=pods), wanted)
+        assert condition(status, "Ready") == (
+            "False",
+            "updating",
+            "worker: LeaderWorkerSet g-worker is being updated",
+        )
 
 
 # --- routable

@@ -61,7 +61,10 @@ def plan(observed: Observed, platform: Platform) -> Plan:
     bounds = {component.name: _bounds(observed, component) for component in rendered.components}
     step = _step(rendered, decisions, live, old, bounds)
     restarts = restart.plan(
-        graph.spec.restart, [component.name for component in rendered.components], live
+        graph.spec.restart,
+        [component.name for component in rendered.components],
+        live,
+        observed.pods,
     )
     final = render_with_notes(
         graph,

@@ -7,11 +7,12 @@ remembered. The annotation and the strategies are Dynamo's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dynamo_crds.parts import Restart
 
+from dynamo_operator.reconcile import groups
 from dynamo_operator.reconcile.observed import Json
 from dynamo_operator.reconcile.plan import RestartPlan
 
@@ -28,12 +29,15 @@ def stamp(workload: Mapping[str, Any]) -> str:
     return str((metadata.get("annotations") or {}).get(RESTART_ANNOTATION, ""))
 
 
-def settled(workload: Mapping[str, Any]) -> bool:
-    """Whether all of a workload's pods run its template and are available, and no others exist."""
+def settled(workload: Mapping[str, Any], pods: Iterable[Json]) -> bool:
+    """Whether all of a workload's pods run its template and are available, and no others exist.
+    `pods` are all of the graph's."""
     wanted = int((workload.get("spec") or {}).get("replicas", 1))
     status = workload.get("status") or {}
     generation = int(workload["metadata"].get("generation", 1))
     if "leaderWorkerTemplate" in (workload.get("spec") or {}):
+        if not groups.is_current(workload, pods):
+            return False
         counts = (status.get("updatedReplicas", 0), status.get("readyReplicas", 0))
     elif int(status.get("observedGeneration", 0)) < generation:
         return False
@@ -46,12 +50,13 @@ def plan(
     wanted: Restart | None,
     components: Sequence[str],
     workloads: Mapping[str, Json],
+    pods: Sequence[Json],
 ) -> RestartPlan | None:
     """How far the wanted restart is and which stamps the components' pods are to carry.
 
     `components` in the order of the graph; `workloads`: component -> the live workload of the
-    current generation, where there is one. Without a wanted restart the stamps stay as they are:
-    taking one away would restart the pods once more.
+    current generation, where there is one; `pods` of the graph. Without a wanted restart the stamps
+    stay as they are: taking one away would restart the pods once more.
     """
     stamps = {name: stamp(workload) for name, workload in workloads.items() if stamp(workload)}
     if wanted is None:
@@ -66,7 +71,7 @@ def plan(
         if workload is None:
             stamps[name] = wanted.id  # its pods will be new anyway
             continue
-        if stamps.get(name) == wanted.id and settled(workload):
+        if stamps.get(name) == wanted.id and settled(workload, pods):
             continue
         if in_progress and not parallel:
             continue

@@ -14,6 +14,7 @@ from dynamo_operator.diagnosis import pods
 from dynamo_operator.diagnosis.fields import condition, count, label, text
 from dynamo_operator.diagnosis.pods import Group, Trouble
 from dynamo_operator.diagnosis.wording import one_line
+from dynamo_operator.reconcile import groups
 from dynamo_operator.reconcile.observed import Json, Observed
 from dynamo_operator.reconcile.ownership import APPLIED_ANNOTATION
 from dynamo_operator.reconcile.plan import ComponentPlan, Plan, Refused
@@ -188,16 +189,16 @@ def gather(observed: Observed, plan: Plan) -> GraphFacts:
     leaving = tuple(
         f"{kind}/{name}"
         for (kind, name), child in sorted(observed.children.items())
-        if kind in WORKLOADS and (kind, name) not in mine and workload(kind, name, child).runs
+        if kind in WORKLOADS
+        and (kind, name) not in mine
+        and workload(kind, name, child, observed.pods).runs
     )
     return GraphFacts(observed, plan, components, leaving)
 
 
-def workload(kind: str, name: str, child: Mapping[str, Any]) -> Workload:
-    """What a workload says of itself."""
+def workload(kind: str, name: str, child: Mapping[str, Any], pods: Sequence[Json]) -> Workload:
+    """What a workload says of itself; `pods` are all of the graph's."""
     generation = count(child, "metadata", "generation")
-    # LeaderWorkerSets before 0.8 report no observedGeneration.
-    lenient = generation if kind == LEADER_WORKER_SET else 0
     replicas = count(child, "status", "replicas")
     updated = count(child, "status", "updatedReplicas")
     ready = count(child, "status", "readyReplicas")
@@ -206,7 +207,11 @@ def workload(kind: str, name: str, child: Mapping[str, Any]) -> Workload:
     return Workload(
         kind=kind,
         name=name,
-        seen=count(child, "status", "observedGeneration", default=lenient) >= generation,
+        seen=(
+            groups.is_current(child, pods)
+            if kind == LEADER_WORKER_SET
+            else count(child, "status", "observedGeneration") >= generation
+        ),
         wanted=count(child, "spec", "replicas", default=1),
         replicas=replicas,
         updated=updated,
@@ -232,13 +237,13 @@ def workloads(
     key = (plan.workload_kind, plan.workload)
     current = observed.children.get(key)
     old = (
-        workload(kind, name, observed.children[kind, name])
+        workload(kind, name, observed.children[kind, name], observed.pods)
         for name in plan.old_workloads
         for kind in WORKLOADS
         if (kind, name) in observed.children and (kind, name) != key
     )
     return (
-        workload(*key, current) if current is not None else None,
+        workload(*key, current, observed.pods) if current is not None else None,
         tuple(item for item in old if item.runs),
     )
 
