@@ -7,6 +7,7 @@ the CRDs of a shared cluster should not point to. It runs with the rights of its
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ class Webhook:
 def webhook(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webhook]:
     """The installation, its webhook as a process here, the API server pointed to it by URL."""
     folder = tmp_path_factory.mktemp("webhook")
-    cluster.apply(dynamo(cluster, "operator", "manifests").stdout)
+    assert cluster.apply(dynamo(cluster, "operator", "manifests").stdout).stderr == ""
     port, status = free_port(), free_port()
     log = folder / "log"
     command = [
@@ -116,30 +117,34 @@ def webhook(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
         *("--host", "127.0.0.1", "--port", str(port), "--name", "127.0.0.1"),
         *("--system-host", "127.0.0.1", "--system-port", str(status)),
     ]
-    with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-    try:
-        wait_ready(f"http://127.0.0.1:{status}/ready", process, log)
+    with running(command, status, log):
         point_to(cluster, f"https://127.0.0.1:{port}")
         yield Webhook(cluster, port, log)
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str | Path], status: int, log: Path) -> Iterator[None]:
+    """A process that gets ready, stops in good order, and was never denied anything."""
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+
+    def ready() -> bool:
+        if process.poll() is not None:
+            raise AssertionError(f"it ended:\n{log.read_text()}")
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{status}/ready", timeout=5):
+                return True
+        except OSError:
+            return False
+
+    try:
+        wait_for(f"{command[1]} {command[2]}", ready, 60.0, explain=log.read_text)
+        yield
     finally:
         process.terminate()
         process.wait(30)
     assert process.returncode == 0, log.read_text()
     assert "orbidden" not in log.read_text()
-
-
-def wait_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    def ready() -> bool:
-        if process.poll() is not None:
-            raise AssertionError(f"the webhook ended:\n{log.read_text()}")
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return True
-        except OSError:
-            return False
-
-    wait_for("the webhook", ready, 60.0)
 
 
 def point_to(cluster: Cluster, url: str) -> None:
@@ -377,7 +382,11 @@ def test_a_bad_manifest_is_refused_at_apply(webhook: Webhook, namespace: str, fi
 def test_warnings_reach_kubectl(webhook: Webhook, namespace: str) -> None:
     cluster = webhook.cluster
     worker = {"name": "Worker", "type": "worker", "replicas": 1, "scalingAdapter": {}}
-    picker = {"name": "Picker", "type": "epp", "eppConfig": {"configMapRef": {"name": "x", "key": "y"}}}
+    picker = {
+        "name": "Picker",
+        "type": "epp",
+        "eppConfig": {"configMapRef": {"name": "x", "key": "y"}},
+    }
     done = cluster.apply(graph("chat", worker, picker), namespace)
     assert "Warning: spec.components[1].eppConfig is kept but not used" in done.stderr
     done = cluster.apply(graph("chat", {**worker, "replicas": 5}, picker), namespace)
@@ -409,3 +418,37 @@ def test_a_dry_run_leaves_nothing(webhook: Webhook, namespace: str) -> None:
     cluster.kubectl("apply", "--dry-run=server", "-n", namespace, "-f", "-", input=made)
     for kind in ("dgd", "deployments", "services"):
         assert cluster.get(kind, "-n", namespace)["items"] == []
+
+
+# --- the installation -----------------------------------------------------------------------------
+
+
+def test_the_operator_gets_by_with_the_rights_it_is_given(
+    webhook: Webhook, namespace: str, tmp_path: Path
+) -> None:
+    """Pods don't run here; everything up to them does."""
+    cluster, status, log = webhook.cluster, free_port(), tmp_path / "log"
+    command = [
+        *(DYNAMO, "operator", "run", "--namespace", SYSTEM),
+        *("--kubeconfig", as_account(cluster, "dynamo-operator", tmp_path)),
+        *("--system-host", "127.0.0.1", "--system-port", str(status)),
+    ]
+    worker = {"name": "Worker", "type": "worker", "scalingAdapter": {}}
+    others = [{"name": name.title(), "type": name} for name in ("frontend", "planner", "epp")]
+    with running(command, status, log):
+        cluster.apply(graph("chat", worker, *others), namespace)
+
+        def reconciled() -> bool:
+            kinds = ("deployments", "services", "serviceaccounts", "roles", "dgdsa")
+            found = [len(cluster.get(kind, "-n", namespace)["items"]) for kind in kinds]
+            stored = cluster.get("dgd", "chat", "-n", namespace)
+            return min(found) > 0 and "conditions" in stored.get("status", {})
+
+        wait_for("the graph's objects", reconciled, 60.0, explain=log.read_text)
+        cluster.kubectl("scale", "dgdsa/chat-worker", "--replicas=3", "-n", namespace)
+
+        def scaled() -> bool:
+            workload = cluster.get("deployment", "chat-worker", "-n", namespace)
+            return bool(workload["spec"]["replicas"] == 3)
+
+        wait_for("the adapter to count", scaled, 60.0, explain=log.read_text)
