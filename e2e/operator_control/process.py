@@ -72,7 +72,7 @@ class Operator:
     @property
     def output(self) -> str:
         """The end of its log."""
-        return "\n".join(self.lines[-60:])
+        return "\n".join(self.lines[-25:])
 
     # --- what it says
 

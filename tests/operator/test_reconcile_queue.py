@@ -104,6 +104,27 @@ async def test_the_earliest_time_counts() -> None:
     assert len(due) == 0
 
 
+async def test_a_share_never_has_all_workers_and_shares_take_turns() -> None:
+    due: WorkQueue[str] = WorkQueue(
+        clock=Clock(), rng=random.Random(0), share=lambda key: key[0], most=2
+    )
+    for key in ("a1", "a2", "a3", "a4", "b1", "b2"):
+        due.add(key)
+    assert [await due.get() for _ in range(4)] == ["a1", "b1", "a2", "b2"]
+    waiting = asyncio.create_task(due.get())
+    await asyncio.sleep(0)
+    assert not waiting.done(), "two of a are being worked on"
+    due.add("c1")
+    assert await waiting == "c1"
+    waiting = asyncio.create_task(due.get())
+    await asyncio.sleep(0)
+    due.done("b1")
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    due.done("a2", failed=True)
+    assert await waiting == "a3"
+
+
 @given(st.integers(1, 1000), st.integers())
 def test_backoff_is_bounded(failures: int, seed: int) -> None:
     assert 0.3 < backoff(failures, random.Random(seed)) <= LONGEST_BACKOFF_S

@@ -106,7 +106,12 @@ class Operator:
         self._metrics = metrics
         self._identity = identity
         self._rng = random.Random()
-        self._queue: WorkQueue[GraphKey] = WorkQueue(clock=time.monotonic, rng=self._rng)
+        self._queue: WorkQueue[GraphKey] = WorkQueue(
+            clock=time.monotonic,
+            rng=self._rng,
+            share=lambda key: key[0],
+            most=max(1, settings.workers // 2),
+        )
         self._index = GraphIndex(self._queue.add)
         self._reconciler = Reconciler(
             client, self._index, platform=self._platform, identity=identity

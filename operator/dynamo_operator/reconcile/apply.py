@@ -63,7 +63,8 @@ class Applier:
     async def carry_out(self, observed: Observed, plan: Plan) -> Applied:
         """Make the cluster's objects what `plan` says.
 
-        One refused object does not keep the others from being applied. Raises `ApiUnreachable` if
+        One refused object does not keep the others from being applied; a server that fails (or a
+        webhook behind it) is not asked again before the next attempt. Raises `ApiUnreachable` if
         the API server does not answer, and `NamespaceGoing`.
         """
         refused: list[Refused] = []
@@ -75,6 +76,8 @@ class Applier:
                 raise
             except ApiError as error:
                 refused.append(_refusal(manifest, error))
+                if error.status >= 500:
+                    return Applied(replace(plan, refused=tuple(refused)), writes)
         for (kind, name), number in sorted(plan.scale.items()):
             live = observed.children[kind, name]
             body = {"spec": {"replicas": number}}

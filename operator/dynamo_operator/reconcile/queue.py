@@ -2,7 +2,9 @@
 
 An event only says that a key is due; however many arrive, the key is worked on once, never by two
 workers at a time, and again if something happened meanwhile. A key that failed waits longer each
-time, alone: the others don't notice. After controller-runtime's work queue.
+time, alone: the others don't notice. Keys belong to shares (namespaces), which take turns and none
+of which may have all workers: where writes hang, behind a dead webhook, only that share waits.
+After controller-runtime's work queue, which knows no shares.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import asyncio
 import heapq
 import itertools
 import random
+from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
@@ -34,11 +37,22 @@ class WorkQueue(Generic[K]):
     worked on is in `_again`; `_when` holds the earliest time for which it is put off.
     """
 
-    def __init__(self, *, clock: Callable[[], float], rng: random.Random) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float],
+        rng: random.Random,
+        share: Callable[[K], Hashable] = lambda key: None,
+        most: int | None = None,
+    ) -> None:
+        """Of the keys of one share at most `most` are worked on at a time; None: any number."""
         self._clock = clock
         self._rng = rng
-        self._ready: dict[K, None] = {}
+        self._share = share
+        self._most = most
+        self._ready: dict[Hashable, dict[K, None]] = {}  # by share; none is empty
         self._working: set[K] = set()
+        self._busy: Counter[Hashable] = Counter()  # share -> how many of `_working`
         self._again: set[K] = set()
         self._failures: dict[K, int] = {}
         self._when: dict[K, float] = {}
@@ -49,7 +63,7 @@ class WorkQueue(Generic[K]):
     def __len__(self) -> int:
         """Keys that are due now."""
         self._wake()
-        return len(self._ready)
+        return sum(len(keys) for keys in self._ready.values())
 
     @property
     def failing(self) -> int:
@@ -59,37 +73,31 @@ class WorkQueue(Generic[K]):
     def add(self, key: K) -> None:
         """`key` is due, also if it failed and waits: something has changed."""
         self._when.pop(key, None)
-        if key in self._working:
-            self._again.add(key)
-        else:
-            self._ready[key] = None
+        self._due(key)
         self._changed.set()
 
     def add_after(self, key: K, seconds: float) -> None:
         """`key` is due in so many seconds, unless it is earlier anyway."""
         when = self._clock() + max(0.0, seconds)
-        if key in self._ready or self._when.get(key, when + 1) <= when:
+        if key in self._ready.get(self._share(key), ()) or self._when.get(key, when + 1) <= when:
             return
         self._when[key] = when
         heapq.heappush(self._later, (when, next(self._count), key))
         self._changed.set()
 
-    def forget(self, key: K) -> None:
-        """Nothing is due for `key` any more, and its failures don't count."""
-        self._ready.pop(key, None)
-        self._again.discard(key)
-        self._when.pop(key, None)
-        self._failures.pop(key, None)
-
     async def get(self) -> K:
-        """The key that has been due for longest; it is worked on until `done`."""
+        """The key of the next share that has been due for longest; it is worked on until `done`."""
         while True:
             self._wake()
-            if self._ready:
-                key = next(iter(self._ready))
-                del self._ready[key]
-                self._working.add(key)
-                return key
+            for share, keys in self._ready.items():
+                if self._most is None or self._busy[share] < self._most:
+                    key = next(iter(keys))
+                    del keys[key], self._ready[share]
+                    if keys:
+                        self._ready[share] = keys  # behind the others now
+                    self._working.add(key)
+                    self._busy[share] += 1
+                    return key
             self._changed.clear()
             wait = self._later[0][0] - self._clock() if self._later else None
             try:
@@ -101,7 +109,12 @@ class WorkQueue(Generic[K]):
     def done(self, key: K, *, failed: bool = False, again_after: float | None = None) -> None:
         """The work on `key` ended; it comes back after its backoff if it failed, after
         `again_after` seconds if that is given, at once if it became due meanwhile."""
-        self._working.discard(key)
+        self._working.remove(key)
+        share = self._share(key)
+        self._busy[share] -= 1
+        if not self._busy[share]:
+            del self._busy[share]
+        self._changed.set()
         if failed:
             self._failures[key] = self._failures.get(key, 0) + 1
         else:
@@ -125,7 +138,10 @@ class WorkQueue(Generic[K]):
             if self._when.get(key) != when:
                 continue  # put off anew, or not at all any more
             del self._when[key]
-            if key in self._working:
-                self._again.add(key)
-            else:
-                self._ready[key] = None
+            self._due(key)
+
+    def _due(self, key: K) -> None:
+        if key in self._working:
+            self._again.add(key)
+        else:
+            self._ready.setdefault(self._share(key), {})[key] = None
