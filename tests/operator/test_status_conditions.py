@@ -433,7 +433,7 @@ def test_fields_that_are_not_rendered_leave_the_rest_ready() -> None:
 
 
 def test_a_component_that_is_left_out() -> None:
-    note = Note("worker", "MultinodeNotRendered", "multinode: no LeaderWorkerSet here")
+    note = Note("worker", "MultinodeNeedsLeaderWorkerSet", "multinode: no LeaderWorkerSet here")
     left_out = component(workload_kind="", workload="")
     status = status_of(
         observed(deployment("frontend")), plan(component("frontend"), left_out, notes=(note,))
@@ -444,7 +444,7 @@ def test_a_component_that_is_left_out() -> None:
         "some_resources_are_not_ready",
         "worker: multinode: no LeaderWorkerSet here",
     )
-    assert condition(status, "Degraded")[1] == "MultinodeNotRendered"
+    assert condition(status, "Degraded")[1] == "MultinodeNeedsLeaderWorkerSet"
     assert list(status["components"]) == ["frontend"]
 
 

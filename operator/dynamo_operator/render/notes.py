@@ -29,6 +29,19 @@ GATEWAY_UNREADABLE = "GatewayUnreadable"
 NOTHING_TO_ROUTE_TO = "GatewayHasNothingToRouteTo"
 CONNECTOR_UNSUPPORTED = "KvConnectorUnsupported"
 
+_OMISSIONS = frozenset(
+    {
+        MULTINODE_NEEDS_LWS,
+        POOL_NEEDS_API,
+        ROUTE_NEEDS_API,
+        MONITOR_NEEDS_API,
+        GATEWAY_UNREADABLE,
+        NOTHING_TO_ROUTE_TO,
+    }
+)
+"""Reasons for which something is left out, beside those that end so."""
+_OMITTED = "NotRendered"
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Note:
@@ -40,6 +53,11 @@ class Note:
     """CamelCase, stable: `MultinodeNeedsLeaderWorkerSet`, `RuntimeUnsupported`, …"""
     message: str
     """One sentence: what was found and what became of it."""
+
+    @property
+    def is_omission(self) -> bool:
+        """Whether something that the graph asks for is left out."""
+        return self.reason.endswith(_OMITTED) or self.reason in _OMISSIONS
 
     def __str__(self) -> str:
         where = f"component {self.component}: " if self.component else ""

@@ -183,7 +183,7 @@ def _no_progress(facts: GraphFacts) -> Verdict | None:
 
 def _left_out(facts: GraphFacts) -> Verdict | None:
     missing = [component for component in facts.components if not component.rendered]
-    notes = [note for component in missing for note in component.notes if is_omission(note)]
+    notes = [note for component in missing for note in component.notes if note.is_omission]
     if not missing:
         return None
     names = ", ".join(component.name for component in missing)
@@ -208,21 +208,16 @@ def runtime_unsupported(facts: GraphFacts) -> Verdict | None:
 
 def not_rendered(facts: GraphFacts) -> Verdict | None:
     """Whether something that the graph asks for is not there."""
-    return _noted(facts, "FieldsNotRendered", is_omission)
+    return _noted(facts, "FieldsNotRendered", lambda note: note.is_omission)
 
 
 def adapted(facts: GraphFacts) -> Verdict | None:
     """Whether something runs in another way than it was written."""
 
     def other(note: Note) -> bool:
-        return note.reason != RUNTIME_UNSUPPORTED and not is_omission(note)
+        return note.reason != RUNTIME_UNSUPPORTED and not note.is_omission
 
     return _noted(facts, "GraphAdapted", other)
-
-
-def is_omission(note: Note) -> bool:
-    """Whether the note says that something the graph asks for is left out."""
-    return note.reason.endswith("NotRendered")
 
 
 def _noted(facts: GraphFacts, several: str, which: Callable[[Note], bool]) -> Verdict | None:
