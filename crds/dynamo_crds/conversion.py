@@ -4,8 +4,8 @@ Both versions are translated section by section: the graph's own fields, each co
 status. What the other version cannot say, and the form in which something was said, goes into an
 annotation of the converted object: the original section beside a digest of what it was translated
 to. On the way back the digest tells whether the section is untouched: then the original returns as
-it was; otherwise the changed section is translated afresh and only the fields that the other
-version has no word for are taken from the original.
+it was; otherwise the changed section is translated afresh, in the form of the original as far as
+that fits (`services`), and the fields that the other version has no word for are taken from it.
 
 Fields with the same name and shape in both versions are always copied and belong to no record, so
 a change of replicas never costs a manifest its form.
@@ -15,26 +15,30 @@ Digests are taken with defaults filled in, because the API server fills them in 
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
 from dynamo_crds import v1alpha1, v1beta1
-from dynamo_crds.pod import MAIN
-from dynamo_crds.schema import Model, is_quantity, pruned, quantity_number
+from dynamo_crds.schema import Model, pruned
+from dynamo_crds.services import (
+    ONLY_V1ALPHA1_SERVICE,
+    component_like,
+    component_of,
+    present,
+    service_like,
+    service_of,
+    without,
+)
 
 SAID_IN_V1ALPHA1 = "nvidia.com/dynamo-platform-v1alpha1"
 """Annotation of a v1beta1 object: what its v1alpha1 form says that v1beta1 cannot."""
 SAID_IN_V1BETA1 = "nvidia.com/dynamo-platform-v1beta1"
 """Annotation of a v1alpha1 object: what its v1beta1 form says that v1alpha1 cannot."""
-
-SIDECAR_FRONTEND = "sidecar-frontend"
-GPU = "nvidia.com/gpu"
 
 Json = dict[str, Any]
 
@@ -61,290 +65,39 @@ _PLAIN_SPEC = frozenset(
         "experimental",
     }
 )
-_ONLY_V1ALPHA1_SERVICE = ("serviceName", "dynamoNamespace", "autoscaling", "ingress")
-
-
-# --- components -----------------------------------------------------------------------------------
-
-
-def _present(**fields: Any) -> Json:
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _component_type(service: Json) -> str | None:
-    kind, sub = service.get("componentType"), service.get("subComponentType")
-    if sub and kind not in ("frontend", "planner", "epp"):
-        return str(sub)
-    return kind if kind in v1beta1.COMPONENT_TYPES else None
-
-
-def _amounts(amounts: Json) -> Json:
-    result: Json = {name: amounts[name] for name in ("cpu", "memory") if name in amounts}
-    if "gpu" in amounts:
-        result[amounts.get("gpuType") or GPU] = amounts["gpu"]
-    return {**result, **amounts.get("custom", {})}
-
-
-def _resources(resources: Json) -> Json:
-    result: Json = {
-        side: _amounts(resources[side]) for side in ("limits", "requests") if side in resources
-    }
-    return {**result, **_present(claims=resources.get("claims"))}
-
-
-def _merged_resources(below: Json, above: Json) -> Json:
-    result = {**below, **above}
-    for side in ("limits", "requests"):
-        if side in below or side in above:
-            result[side] = {**below.get(side, {}), **above.get(side, {})}
-    return result
-
-
-def _merged_by_name(below: list[Json], above: list[Json]) -> list[Json]:
-    merged = {item["name"]: item for item in below}
-    merged.update({item["name"]: item for item in above})
-    return list(merged.values())
-
-
-def _env_from(secret: str) -> Json:
-    return {"secretRef": {"name": secret}}
-
-
-def _main_container(service: Json, main: Json) -> Json:
-    """The main container; what `mainContainer` says wins over the service's own fields."""
-    container: Json = {"name": MAIN, **{key: main[key] for key in main if key != "name"}}
-    if service.get("resources"):
-        container["resources"] = _merged_resources(
-            _resources(service["resources"]), main.get("resources", {})
-        )
-    if service.get("envs"):
-        container["env"] = _merged_by_name(service["envs"], main.get("env", []))
-    if service.get("envFromSecret"):
-        container["envFrom"] = [_env_from(service["envFromSecret"]), *main.get("envFrom", [])]
-    for probe in ("livenessProbe", "readinessProbe"):
-        if probe in service:
-            container.setdefault(probe, service[probe])
-    mounts = [
-        {"name": mount["name"], "mountPath": mount["mountPoint"]}
-        for mount in service.get("volumeMounts", [])
-        if mount.get("mountPoint") and not mount.get("useAsCompilationCache")
-    ]
-    if mounts:
-        container["volumeMounts"] = [*mounts, *main.get("volumeMounts", [])]
-    return container
-
-
-def _sidecar(sidecar: Json) -> Json:
-    container: Json = {"name": SIDECAR_FRONTEND, "image": sidecar["image"]}
-    container.update(_present(args=sidecar.get("args"), env=sidecar.get("envs")))
-    if sidecar.get("envFromSecret"):
-        container["envFrom"] = [_env_from(sidecar["envFromSecret"])]
-    return container
-
-
-def _pod_template(service: Json) -> Json:
-    extra = copy.deepcopy(service.get("extraPodSpec", {}))
-    main = extra.pop("mainContainer", None)
-    containers = {c["name"]: c for c in extra.pop("containers", [])}
-    own_fields = ("resources", "envs", "envFromSecret", "livenessProbe", "readinessProbe")
-    mounts = [
-        mount["name"]
-        for mount in service.get("volumeMounts", [])
-        if mount.get("mountPoint") and not mount.get("useAsCompilationCache")
-    ]
-    if main is not None or mounts or any(service.get(name) for name in own_fields):
-        beside = {**containers.pop(MAIN, {}), **(main or {})}
-        containers = {MAIN: _main_container(service, beside), **containers}
-    if "frontendSidecar" in service:
-        containers[SIDECAR_FRONTEND] = _sidecar(service["frontendSidecar"])
-    spec: Json = extra
-    if containers:
-        spec["containers"] = list(containers.values())
-    present = {volume.get("name") for volume in spec.get("volumes", [])}
-    claims = [
-        {"name": name, "persistentVolumeClaim": {"claimName": name}}
-        for name in dict.fromkeys(mounts)
-        if name not in present
-    ]
-    if claims:
-        spec["volumes"] = [*spec.get("volumes", []), *claims]
-    metadata: Json = {}
-    extra_metadata = service.get("extraPodMetadata", {})
-    for name in ("annotations", "labels"):
-        if name in service or name in extra_metadata:
-            metadata[name] = {**service.get(name, {}), **extra_metadata.get(name, {})}
-    template: Json = {}
-    if metadata:
-        template["metadata"] = metadata
-    if spec:
-        template["spec"] = spec
-    return template
-
-
-_TO_CAPITAL = {"intraPod": "IntraPod", "interPod": "InterPod"}
-_TO_SMALL = {capital: small for small, capital in _TO_CAPITAL.items()}
-
-
-def _without(data: Mapping[str, Any], *names: str) -> Json:
-    return {key: value for key, value in data.items() if key not in names}
-
-
-def _experimental(service: Json) -> Json:
-    result: Json = {}
-    if "checkpoint" in service:
-        result["checkpoint"] = {"enabled": False, **service["checkpoint"]}
-    failover = service.get("failover", {})
-    if failover.get("enabled"):
-        result["failover"] = _without(failover, "enabled")
-        if "mode" in failover:
-            result["failover"]["mode"] = _TO_CAPITAL[failover["mode"]]
-        if "numShadows" in failover:
-            result["failover"]["numShadows"] = min(failover["numShadows"], 1)
-    memory = service.get("gpuMemoryService", {})
-    if memory.get("enabled"):
-        result["gpuMemoryService"] = _without(memory, "enabled")
-        if "mode" in memory:
-            result["gpuMemoryService"]["mode"] = _TO_CAPITAL[memory["mode"]]
-    return result
-
-
-def _component(service: Json) -> Json:
-    """A service's record section as a component's."""
-    result: Json = {}
-    kind = _component_type(service)
-    if kind is not None:
-        result["type"] = kind
-    template = _pod_template(service)
-    if template:
-        result["podTemplate"] = template
-    if service.get("scalingAdapter", {}).get("enabled"):
-        result["scalingAdapter"] = {}
-    if "sharedMemory" in service:
-        memory = service["sharedMemory"]
-        result["sharedMemorySize"] = "0" if memory.get("disabled") else memory["size"]
-    caches = [m for m in service.get("volumeMounts", []) if m.get("useAsCompilationCache")]
-    if caches:
-        result["compilationCache"] = {
-            "pvcName": caches[0]["name"],
-            **_present(mountPath=caches[0].get("mountPoint")),
-        }
-    if "frontendSidecar" in service:
-        result["frontendSidecar"] = SIDECAR_FRONTEND
-    config = service.get("eppConfig", {})
-    if kind == "epp" and len(config) == 1:
-        result["eppConfig"] = config
-    experimental = _experimental(service)
-    if experimental:
-        result["experimental"] = experimental
-    return result
-
-
-def _service(component: Json) -> Json:
-    """A component's record section as a service's."""
-    result: Json = {}
-    kind = component.get("type")
-    if kind in ("prefill", "decode"):
-        result.update(componentType="worker", subComponentType=kind)
-    elif kind is not None:
-        result["componentType"] = kind
-    template = component.get("podTemplate", {})
-    metadata = template.get("metadata", {})
-    kept = {name: metadata[name] for name in ("annotations", "labels") if name in metadata}
-    if kept:
-        result["extraPodMetadata"] = kept
-    spec = copy.deepcopy(template.get("spec", {}))
-    containers = spec.pop("containers", [])
-    others = [container for container in containers if container["name"] != MAIN]
-    if len(others) < len(containers):
-        main = next(container for container in containers if container["name"] == MAIN)
-        spec["mainContainer"] = _without(main, "name")
-    if others:
-        spec["containers"] = others
-    if spec:
-        result["extraPodSpec"] = spec
-    if "scalingAdapter" in component:
-        result["scalingAdapter"] = {"enabled": True}
-    size = component.get("sharedMemorySize")
-    if size is not None:
-        above_zero = is_quantity(size) and quantity_number(size) > 0
-        result["sharedMemory"] = {"size": size} if above_zero else {"disabled": True}
-    cache = component.get("compilationCache")
-    if cache is not None:
-        mount = {"name": cache["pvcName"], **_present(mountPoint=cache.get("mountPath"))}
-        result["volumeMounts"] = [{**mount, "useAsCompilationCache": True}]
-    if "eppConfig" in component:
-        result["eppConfig"] = component["eppConfig"]
-    experimental = component.get("experimental", {})
-    if "checkpoint" in experimental:
-        result["checkpoint"] = experimental["checkpoint"]
-    for name in ("failover", "gpuMemoryService"):
-        if name in experimental:
-            setting = {"enabled": True, **experimental[name]}
-            if "mode" in setting:
-                setting["mode"] = _TO_SMALL[setting["mode"]]
-            result[name] = setting
-    return result
-
-
-def _keep_v1alpha1(service: Json, original: Json) -> Json:
-    """A freshly translated service with what only v1alpha1 can say, from the original."""
-    return {**{n: original[n] for n in _ONLY_V1ALPHA1_SERVICE if n in original}, **service}
-
-
-def _keep_v1beta1(component: Json, original: Json) -> Json:
-    """A freshly translated component with what only v1beta1 can say, from the original."""
-    result = copy.deepcopy(component)
-    grove = original.get("experimental", {}).get("grove")
-    if grove is not None:
-        result.setdefault("experimental", {}).setdefault("grove", grove)
-    metadata = _without(
-        original.get("podTemplate", {}).get("metadata", {}), "annotations", "labels"
-    )
-    if metadata:
-        template = result.setdefault("podTemplate", {})
-        template["metadata"] = {**metadata, **template.get("metadata", {})}
-    sidecar = original.get("frontendSidecar")
-    containers = result.get("podTemplate", {}).get("spec", {}).get("containers", [])
-    if sidecar is not None and sidecar in [container["name"] for container in containers]:
-        result.setdefault("frontendSidecar", sidecar)
-    return result
 
 
 # --- the graph's own fields, the status -----------------------------------------------------------
 
 
 def _spec_to_v1beta1(spec: Json) -> Json:
-    result = _present(env=spec.get("envs"))
+    result = present(env=spec.get("envs"))
     topology = spec.get("topologyConstraint")
     if topology is not None:
-        rest = _without(topology, "topologyProfile")
+        rest = without(topology, "topologyProfile")
         result["topologyConstraint"] = {"clusterTopologyName": topology["topologyProfile"], **rest}
     return result
 
 
 def _spec_to_v1alpha1(spec: Json) -> Json:
-    result = _present(envs=spec.get("env"))
+    result = present(envs=spec.get("env"))
     topology = spec.get("topologyConstraint")
     if topology is not None:
-        rest = _without(topology, "clusterTopologyName")
+        rest = without(topology, "clusterTopologyName")
         result["topologyConstraint"] = {"topologyProfile": topology["clusterTopologyName"], **rest}
     return result
 
 
-def _keep_v1alpha1_spec(spec: Json, original: Json) -> Json:
-    return {**_present(pvcs=original.get("pvcs")), **spec}
-
-
-def _keep_nothing(section: Json, original: Json) -> Json:
-    return section
+def _spec_like(spec: Json, original: Json) -> Json:
+    return {**present(pvcs=original.get("pvcs")), **_spec_to_v1alpha1(spec)}
 
 
 def _status_to_v1beta1(status: Json) -> Json:
-    result = _without(status, "services")
+    result = without(status, "services")
     if "services" in status:
         result["components"] = {
             name: {
-                **_without(replicas, "componentName"),
+                **without(replicas, "componentName"),
                 "componentNames": replicas.get("componentNames") or [replicas["componentName"]],
             }
             for name, replicas in status["services"].items()
@@ -353,13 +106,13 @@ def _status_to_v1beta1(status: Json) -> Json:
         result["conditions"] = list({c["type"]: c for c in status["conditions"]}.values())
     rollout = status.get("rollingUpdate", {})
     if "updatedServices" in rollout:
-        rest = _without(rollout, "updatedServices")
+        rest = without(rollout, "updatedServices")
         result["rollingUpdate"] = {**rest, "updatedComponents": rollout["updatedServices"]}
     return result
 
 
 def _status_to_v1alpha1(status: Json) -> Json:
-    result = _without(status, "components")
+    result = without(status, "components")
     if "components" in status:
         result["services"] = {
             name: {"componentName": next(iter(replicas.get("componentNames", [])), ""), **replicas}
@@ -367,7 +120,7 @@ def _status_to_v1alpha1(status: Json) -> Json:
         }
     rollout = status.get("rollingUpdate", {})
     if "updatedComponents" in rollout:
-        rest = _without(rollout, "updatedComponents")
+        rest = without(rollout, "updatedComponents")
         result["rollingUpdate"] = {**rest, "updatedServices": rollout["updatedComponents"]}
     return result
 
@@ -392,7 +145,8 @@ class _Translation:
     target: type[Model]
     forward: Callable[[Json], Json]
     back: Callable[[Json], Json]
-    keep: Callable[[Json, Json], Json]
+    like: Callable[[Json, Json], Json] | None = None
+    """`forward` for a section that was edited: what the target had there helps to say it."""
 
 
 @dataclass(slots=True)
@@ -415,7 +169,7 @@ class _Records:
             result = original
             same = self._same_but_for_defaults
         else:
-            result = how.keep(how.forward(section), original)
+            result = how.like(section, original) if how.like else how.forward(section)
         if not same(how.source, how.back(result), section, fill):
             digest = _digest(how.target, result, fill)
             self.written[name] = {"object": section, "for": digest}
@@ -458,7 +212,7 @@ def _records(metadata: Json, annotation: str) -> _Records:
 def _metadata(metadata: Json, records: _Records, annotation: str) -> Json:
     """The metadata of the target, with the records that it needs."""
     result = dict(metadata)
-    annotations = _without(metadata.get("annotations", {}), SAID_IN_V1ALPHA1, SAID_IN_V1BETA1)
+    annotations = without(metadata.get("annotations", {}), SAID_IN_V1ALPHA1, SAID_IN_V1BETA1)
     if records.written:
         annotations[annotation] = json.dumps(
             records.written, sort_keys=True, separators=(",", ":"), ensure_ascii=False
@@ -471,30 +225,28 @@ def _metadata(metadata: Json, records: _Records, annotation: str) -> Json:
 
 
 _COMPONENT_FORWARD = _Translation(
-    v1alpha1.Service, v1beta1.Component, _component, _service, _keep_v1beta1
+    v1alpha1.Service, v1beta1.Component, component_of, service_of, component_like
 )
 _COMPONENT_BACK = _Translation(
-    v1beta1.Component, v1alpha1.Service, _service, _component, _keep_v1alpha1
+    v1beta1.Component, v1alpha1.Service, service_of, component_of, service_like
 )
 _SPEC_FORWARD = _Translation(
-    v1alpha1.GraphSpec, v1beta1.GraphSpec, _spec_to_v1beta1, _spec_to_v1alpha1, _keep_nothing
+    v1alpha1.GraphSpec, v1beta1.GraphSpec, _spec_to_v1beta1, _spec_to_v1alpha1
 )
 _SPEC_BACK = _Translation(
-    v1beta1.GraphSpec, v1alpha1.GraphSpec, _spec_to_v1alpha1, _spec_to_v1beta1, _keep_v1alpha1_spec
+    v1beta1.GraphSpec, v1alpha1.GraphSpec, _spec_to_v1alpha1, _spec_to_v1beta1, _spec_like
 )
 _STATUS_FORWARD = _Translation(
     v1alpha1.GraphStatus,
     v1beta1.GraphStatus,
     _status_to_v1beta1,
     _status_to_v1alpha1,
-    _keep_nothing,
 )
 _STATUS_BACK = _Translation(
     v1beta1.GraphStatus,
     v1alpha1.GraphStatus,
     _status_to_v1alpha1,
     _status_to_v1beta1,
-    _keep_nothing,
 )
 
 
@@ -575,7 +327,7 @@ def _adapter(
     records = _records(source["metadata"], annotations[0])
     spec = dict(source["spec"])
     old, new = reference
-    spec["dgdRef"] = {**_without(spec["dgdRef"], old), new: spec["dgdRef"][old]}
+    spec["dgdRef"] = {**without(spec["dgdRef"], old), new: spec["dgdRef"][old]}
     target: Json = {"apiVersion": version, "kind": source["kind"], "spec": spec}
     if "status" in source:
         forward = _Translation(
@@ -583,11 +335,8 @@ def _adapter(
             v1beta1.AdapterStatus,
             _adapter_status_to_v1beta1,
             _adapter_status_to_v1alpha1,
-            _keep_nothing,
         )
-        back = _Translation(
-            forward.target, forward.source, forward.back, forward.forward, _keep_nothing
-        )
+        back = _Translation(forward.target, forward.source, forward.back, forward.forward)
         how = forward if version == v1beta1.API_VERSION else back
         target["status"] = records.translate("status", source["status"], how, {})
     target["metadata"] = _metadata(source["metadata"], records, annotations[1])
@@ -697,8 +446,8 @@ def said_in_v1alpha1(graph: v1beta1.DynamoGraphDeployment) -> v1alpha1.GraphSpec
     for component in graph.spec.components:
         record = records.get(f"component/{component.name}")
         service = _original(record, v1alpha1.Service, {}) or {}
-        only = {name: service[name] for name in _ONLY_V1ALPHA1_SERVICE if name in service}
+        only = {name: service[name] for name in ONLY_V1ALPHA1_SERVICE if name in service}
         if only:
             services[component.name] = only
-    fields = _present(pvcs=original.get("pvcs"), services=services or None)
+    fields = present(pvcs=original.get("pvcs"), services=services or None)
     return v1alpha1.GraphSpec.model_validate(fields)

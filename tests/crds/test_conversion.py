@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dynamo_crds.conversion import (
 )
 from dynamo_crds.load import load_documents, parse
 from dynamo_crds.schema import without_null
+from dynamo_crds.services import component_of, service_like, service_of
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -193,6 +195,67 @@ def test_defaults_filled_in_between_change_nothing(v1alpha1_text: str) -> None:
         deletionPolicy="Delete", startupPolicy="Immediate", targetContainerName="main"
     )
     assert to_v1alpha1(beta(stored)).manifest() == alpha(original).manifest()
+
+
+def test_an_edit_leaves_everything_else_in_its_place() -> None:
+    """Server-side apply tracks fields: one that moves counts as removed."""
+    service: Json = {
+        "componentType": "main",
+        "subComponentType": "decode",
+        "replicas": 1,
+        "envs": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}],
+        "envFromSecret": "token",
+        "resources": {
+            "limits": {
+                "cpu": "4",
+                "gpu": "2",
+                "gpuType": "amd.com/gpu",
+                "custom": {"rdma/ib": "1"},
+            },
+            "requests": {"memory": "1Gi"},
+        },
+        "livenessProbe": {"periodSeconds": 3},
+        "volumeMounts": [
+            {"name": "models", "mountPoint": "/models"},
+            {"name": "kernels", "mountPoint": "/k", "useAsCompilationCache": True},
+        ],
+        "annotations": {"a": "1"},
+        "labels": {"b": "2"},
+        "extraPodMetadata": {"labels": {"c": "3"}},
+        "sharedMemory": {"size": "1Gi"},
+        "scalingAdapter": {"enabled": False},
+        "autoscaling": {"enabled": True},
+        "frontendSidecar": {"image": "side", "envFromSecret": "token", "envs": [{"name": "S"}]},
+        "extraPodSpec": {"mainContainer": {"image": "x", "env": [{"name": "C", "value": "3"}]}},
+    }
+    manifest: Json = {
+        "apiVersion": v1alpha1.API_VERSION,
+        "kind": "DynamoGraphDeployment",
+        "metadata": {"name": "g"},
+        "spec": {"services": {"w": service}},
+    }
+    stored = convert(manifest, v1beta1.API_VERSION)
+    pod = stored["spec"]["components"][0]["podTemplate"]
+    (main,) = [c for c in pod["spec"]["containers"] if c["name"] == "main"]
+    main["env"] = [e for e in main["env"] if e["name"] != "B"] + [{"name": "D", "value": "4"}]
+    main["resources"]["limits"]["cpu"] = "8"
+    main["livenessProbe"] = {"periodSeconds": 5}
+    pod["metadata"]["labels"]["b"] = "9"
+    back = convert(stored, v1alpha1.API_VERSION)["spec"]["services"]["w"]
+    limits = {**service["resources"]["limits"], "cpu": "8"}
+    assert back == {
+        **service,
+        "envs": service["envs"][:1],
+        "resources": {**service["resources"], "limits": limits},
+        "livenessProbe": {"periodSeconds": 5},
+        "labels": {"b": "9"},
+        "extraPodSpec": {
+            "mainContainer": {
+                "image": "x",
+                "env": [{"name": "C", "value": "3"}, {"name": "D", "value": "4"}],
+            }
+        },
+    }
 
 
 def test_what_only_v1alpha1_says_can_be_asked_for(v1alpha1_text: str, v1beta1_text: str) -> None:
@@ -562,6 +625,18 @@ def test_a_later_change_does_not_bring_the_past_back(manifest: Json, other: Json
     graph = beta(stored)
     served = to_v1alpha1(graph)
     assert to_v1beta1(served).spec.manifest() == graph.spec.manifest()
+
+
+@given(alpha_graphs, alpha_graphs)
+def test_any_edit_says_the_same_in_any_form(manifest: Json, other: Json) -> None:
+    """A service that keeps to another one's form still says just what it is to say."""
+    forms = list(manifest["spec"].get("services", {}).values())
+    edits = [without_null(s) for s in other["spec"].get("services", {}).values()]
+    for original, edited in itertools.product(map(without_null, forms), edits):
+        component = component_of(edited)
+        plain = component_of(service_of(component))
+        assert component_of(service_like(component, original)) in (plain, component)
+        assert component_of(service_like(component, edited)) == component
 
 
 @given(st.integers(0, 9), optional(selector=names, replicas=st.integers(0, 9)))
