@@ -14,8 +14,10 @@ def probes(numbers: Numbers, refer: References) -> Json:
     return {
         # Five minutes to start.
         "startupProbe": http_probe("/live", http, period=2, timeout=2, failures=150),
-        "livenessProbe": http_probe("/live", http, period=10, timeout=5, failures=3),
-        "readinessProbe": http_probe("/health", http, period=2, timeout=3, failures=3),
+        # Probes wait in the same queue as requests. One that is short of CPU answers late; killed
+        # or taken out for that, it would leave its load to the others, and so on.
+        "livenessProbe": http_probe("/live", http, period=10, timeout=10, failures=6),
+        "readinessProbe": http_probe("/health", http, period=2, timeout=5, failures=6),
     }
 
 
