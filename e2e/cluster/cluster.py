@@ -502,8 +502,11 @@ class Cluster:
         self._command("start", name)
 
     def compact_etcd(self) -> int:
-        """Throw away etcd's history; the revision up to which it is gone. Watches and lists that
-        continue from before it get 410."""
+        """Throw away etcd's history; the revision up to which it is gone.
+
+        An API server that starts after it answers 410 to watches and lists that continue from
+        before; one that runs goes on answering from its memory what it has seen itself.
+        """
         return int(self._command("compact")["revision"])
 
     def components(self) -> dict[str, dict[str, Any]]:
