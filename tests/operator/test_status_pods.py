@@ -1,5 +1,7 @@
 """Why a pod is not ready: every plight that Kubernetes knows, in one line that stays the same."""
 
+import json
+
 import pytest
 from dynamo_operator.diagnosis.capacity import unschedulable
 from dynamo_operator.diagnosis.pods import Trouble, exit_text, grouped, trouble
@@ -304,3 +306,13 @@ def test_logs_become_one_line() -> None:
     assert one_line("\x1b[31mred\x1b[0m\ttab\n\x00end") == "red tab end"
     assert last_words("first\n\n" + "x" * 300 + "\nlast\n", 20) == "last"
     assert len(last_words("y" * 500, 50)) == 50
+
+
+def test_the_last_words_of_a_json_log() -> None:
+    cause = 'error: argument --block-size: invalid value: "none"'
+    message = f"the engine exited with status 2; its last lines:\nusage: …\n{cause}"
+    log = json.dumps({"ts": "…", "level": "ERROR", "message": message}, ensure_ascii=False)
+    assert last_words(f"starting\n{log}", 60) == cause
+    assert last_words(log[60:], 60) == cause, "its beginning is cut off"
+    assert last_words('{"half": "a line', 60) == '{"half": "a line'
+    assert last_words("[1, 2]") == "[1, 2]"

@@ -1,5 +1,6 @@
 """How texts become one short line that `kubectl get` can show."""
 
+import json
 import re
 from collections.abc import Iterable
 
@@ -23,15 +24,31 @@ def bounded(text: str, limit: int = MESSAGE_LIMIT) -> str:
 
 
 def last_words(text: str, limit: int = 200) -> str:
-    """The end of a container's log: whole last lines within `limit` characters, at least one."""
+    """The end of a container's log: whole last lines within `limit` characters, at least one.
+
+    Of a line of JSON, as our own programs log, it is the message that counts.
+    """
     kept: list[str] = []
-    for line in reversed([one_line(line) for line in text.splitlines()]):
+    said = (part for line in text.splitlines() for part in _message(line).splitlines())
+    for line in reversed([one_line(line) for line in said]):
         if not line:
             continue
         if kept and len(" | ".join([line, *kept])) > limit:
             break
         kept.insert(0, line)
     return bounded(" | ".join(kept), limit)
+
+
+def _message(line: str) -> str:
+    """The message of a line of JSON, also of one that lost its beginning (Kubernetes keeps the last
+    2048 bytes of a log); any other line as it is."""
+    try:
+        entry = json.loads(line)
+        return str(entry["message"])
+    except (ValueError, KeyError, TypeError):
+        if not line.endswith('"}') or "\\n" not in line:
+            return line
+    return line.removesuffix('"}').partition("\\n")[2].replace("\\n", "\n").replace('\\"', '"')
 
 
 def reason_or(text: str, otherwise: str) -> str:
