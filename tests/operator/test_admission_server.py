@@ -17,7 +17,7 @@ from aiohttp import web
 from dynamo_crds.generate import KINDS, WebhookService, definition
 from dynamo_operator.admission.certificates import SystemRandomness, renewed, to_files
 from dynamo_operator.admission.dry_run import dry_run
-from dynamo_operator.admission.keeper import SECRET, FileKeeper, NoCertificate, SecretKeeper
+from dynamo_operator.admission.keeper import FileKeeper, NoCertificate, SecretKeeper
 from dynamo_operator.admission.policy import judge
 from dynamo_operator.admission.review import Request
 from dynamo_operator.admission.scope import holds
@@ -26,6 +26,7 @@ from dynamo_operator.admission.webhook import Webhook, WebhookSettings, run_webh
 from dynamo_operator.admission.wording import Wording
 from dynamo_operator.install.crds import ForeignCrds
 from dynamo_operator.install.manifests import webhook_configuration
+from dynamo_operator.install.settings import CERTIFICATE
 from dynamo_operator.marker import MARKER
 from dynamo_operator.render import Platform
 from dynamo_runtime.kubernetes.access import Access
@@ -186,7 +187,7 @@ async def test_a_deleted_or_spoilt_secret_comes_back_as_it_was(
 ) -> None:
     keeper = SecretKeeper(client, SYSTEM, [HOST])
     served = await keeper.current(NOW)
-    secret = api.delete(SECRETS, SYSTEM, SECRET)
+    secret = api.delete(SECRETS, SYSTEM, CERTIFICATE)
     assert await keeper.current(NOW) == served
     api.put(SECRETS, {**secret, "data": {"tls.crt": "no base64", "tls.key": ""}})
     assert await keeper.current(NOW) == served

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from dynamo_cli.main import app
 from dynamo_crds.generate import KINDS, WebhookService, definition
-from dynamo_operator.install.crds import NAMES, ForeignCrds, Owner, apply_crds, crd_owner
+from dynamo_operator.install.crds import ForeignCrds, Owner, apply_crds, crd_owner
+from dynamo_operator.install.settings import CRD_NAMES
 from dynamo_runtime.kubernetes.access import Access
 from dynamo_runtime.kubernetes.client import KubernetesClient
 from typer.testing import CliRunner
@@ -96,12 +97,12 @@ async def test_they_are_installed_and_updated(api: KubeApi, client: KubernetesCl
     for kind in KINDS:
         assert crd_owner(stored(api, kind.crd)) is Owner.OURS
     assert [m for m, _ in api.requests if m not in ("GET", "PATCH")] == []
-    old = stored(api, NAMES[0])
+    old = stored(api, CRD_NAMES[0])
     old["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["old"] = {}
     old["spec"]["conversion"]["webhook"]["clientConfig"]["caBundle"] = "AAAA"
     old["metadata"]["labels"]["argocd.example/instance"] = "x"
     assert (await apply_crds(client, SERVICE))[0].result == "updated"
-    new = stored(api, NAMES[0])
+    new = stored(api, CRD_NAMES[0])
     schema = new["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     assert "old" not in schema["properties"]
     assert new["spec"]["conversion"]["webhook"]["clientConfig"]["caBundle"] == "AAAA"
@@ -114,12 +115,12 @@ async def test_all_or_none(api: KubeApi, client: KubernetesClient) -> None:
     before = api.put(CRDS, foreign)
     with pytest.raises(ForeignCrds) as caught:
         await apply_crds(client, SERVICE)
-    assert caught.value.found[0][:2] == (NAMES[1], Owner.DYNAMO)
+    assert caught.value.found[0][:2] == (CRD_NAMES[1], Owner.DYNAMO)
     text = str(caught.value)
-    assert f"- {NAMES[1]}: an installed Dynamo (annotation controller-gen" in text
+    assert f"- {CRD_NAMES[1]}: an installed Dynamo (annotation controller-gen" in text
     assert "--take-over" in text
-    assert [key[2] for key in api.objects] == [NAMES[1]]
-    assert stored(api, NAMES[1]) == before
+    assert [key[2] for key in api.objects] == [CRD_NAMES[1]]
+    assert stored(api, CRD_NAMES[1]) == before
 
 
 async def test_taken_over_they_bear_no_mark_of_others(
@@ -131,8 +132,10 @@ async def test_taken_over_they_bear_no_mark_of_others(
     foreign["spec"]["conversion"]["webhook"]["clientConfig"]["caBundle"] = "AAAA"
     api.put(CRDS, foreign)
     await apply_crds(client, SERVICE, take_over=True)
-    assert crd_owner(stored(api, NAMES[0])) is Owner.OURS
-    assert "caBundle" not in stored(api, NAMES[0])["spec"]["conversion"]["webhook"]["clientConfig"]
+    assert crd_owner(stored(api, CRD_NAMES[0])) is Owner.OURS
+    assert (
+        "caBundle" not in stored(api, CRD_NAMES[0])["spec"]["conversion"]["webhook"]["clientConfig"]
+    )
 
 
 async def test_a_race_is_run_again(api: KubeApi, client: KubernetesClient) -> None:

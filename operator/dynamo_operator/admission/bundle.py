@@ -15,7 +15,8 @@ from dynamo_runtime.kubernetes.client import ApiError, KubernetesClient
 from dynamo_runtime.kubernetes.resources import CRDS, VALIDATING_WEBHOOKS
 
 from dynamo_operator.admission.review import Json
-from dynamo_operator.install.crds import NAMES, Owner, crd_owner
+from dynamo_operator.install.crds import Owner, crd_owner
+from dynamo_operator.install.settings import CRD_NAMES
 
 
 class NotInPlace(Exception):
@@ -63,7 +64,7 @@ async def publish(
     found = await _read(client, path, f"ValidatingWebhookConfiguration {configuration}")
     changed += await _patch(client, path, webhook_patch(found, bundle))
     if conversion:
-        for name in NAMES:
+        for name in CRD_NAMES:
             path = CRDS.path(name=name)
             crd = await _read(client, path, f"CustomResourceDefinition {name}")
             owner = crd_owner(crd)

@@ -27,10 +27,11 @@ from dynamo_operator.admission.certificates import (
     to_files,
 )
 from dynamo_operator.admission.review import Json
+from dynamo_operator.install.rights import labels
+from dynamo_operator.install.settings import CERTIFICATE, WEBHOOK
 
 log = logging.getLogger(__name__)
 
-SECRET = "dynamo-operator-webhook-cert"
 ATTEMPTS = 5
 
 
@@ -82,17 +83,17 @@ class SecretKeeper:
             secret = await self._read()
             kept = None if secret is None else _material(secret)
             if secret is not None and kept is None:
-                log.warning("Secret %s holds no certificates of ours: writing it anew", SECRET)
+                log.warning("Secret %s holds no certificates of ours: writing it anew", CERTIFICATE)
             wanted = renewed(kept or self._last, self._names, now, self._randomness)
             if wanted == kept or await self._written(secret, wanted):
                 self._last = wanted
                 served = wanted.serving
                 return Served(served.certificate, served.key, wanted.bundle)
-        raise NoCertificate(f"Secret {SECRET} is changed faster than it can be read")
+        raise NoCertificate(f"Secret {CERTIFICATE} is changed faster than it can be read")
 
     async def _read(self) -> Json | None:
         try:
-            return await self._client.get(SECRETS.path(self._namespace, SECRET))
+            return await self._client.get(SECRETS.path(self._namespace, CERTIFICATE))
         except ApiError as error:
             if error.status == 404:
                 return None
@@ -104,9 +105,9 @@ class SecretKeeper:
             "apiVersion": "v1",
             "kind": "Secret",
             "metadata": {
-                "name": SECRET,
+                "name": CERTIFICATE,
                 "namespace": self._namespace,
-                "labels": {"app.kubernetes.io/managed-by": "dynamo-operator"},
+                "labels": labels(WEBHOOK),
             },
             "type": "kubernetes.io/tls",
         }
@@ -116,12 +117,12 @@ class SecretKeeper:
             if before is None:
                 await self._client.create(secret)
             else:
-                await self._client.replace(SECRETS.path(self._namespace, SECRET), secret)
+                await self._client.replace(SECRETS.path(self._namespace, CERTIFICATE), secret)
         except ApiError as error:
             if error.status == 409:
                 return False
             raise
-        log.info("wrote new certificates to Secret %s", SECRET)
+        log.info("wrote new certificates to Secret %s", CERTIFICATE)
         return True
 
 

@@ -26,6 +26,7 @@ from dynamo_operator.admission.keeper import FileKeeper, Keeper, NoCertificate, 
 from dynamo_operator.admission.metrics import WebhookMetrics
 from dynamo_operator.admission.server import Reviewer, Rules, WebhookServer
 from dynamo_operator.install.crds import ForeignCrds, apply_crds
+from dynamo_operator.install.settings import OPERATOR, WEBHOOK
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +39,9 @@ class WebhookSettings:
     """How reviews are answered."""
     namespace: str
     """Namespace of this process, of its Secret and its Service."""
-    service: str = "dynamo-operator-webhook"
+    service: str = WEBHOOK
     """Service by which the API server calls it."""
-    configuration: str = "dynamo-operator"
+    configuration: str = OPERATOR
     """ValidatingWebhookConfiguration that names it."""
     names: tuple[str, ...] = ()
     """Further DNS names and addresses by which it is called."""

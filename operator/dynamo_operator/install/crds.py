@@ -16,9 +16,10 @@ from dynamo_crds.generate import KINDS, OWNER, OWNER_LABEL, WebhookService, defi
 from dynamo_runtime.kubernetes.client import ApiError, KubernetesClient
 from dynamo_runtime.kubernetes.resources import CRDS
 
+from dynamo_operator.install.settings import CRD_NAMES
+
 Json = dict[str, Any]
 
-NAMES = tuple(kind.crd for kind in KINDS)
 FIELD_MANAGER = "dynamo-operator-crds"
 ATTEMPTS = 4
 
@@ -123,7 +124,7 @@ async def apply_crds(
     `service` answers conversions (None: only v1beta1 is served); a CA bundle that is there stays.
     `take_over` also replaces those of others. Raises `ForeignCrds`, `ApiError`.
     """
-    present = {name: await _get(client, name) for name in NAMES}
+    present = {name: await _get(client, name) for name in CRD_NAMES}
     if not take_over:
         _refuse_foreign(present)
     return [await _apply(client, definition(kind, service), present[kind.crd]) for kind in KINDS]
@@ -131,7 +132,7 @@ async def apply_crds(
 
 async def check_owner(client: KubernetesClient) -> None:
     """Raises `ForeignCrds` if CRDs of our names are somebody else's: their graphs are, too."""
-    _refuse_foreign({name: await _get(client, name) for name in NAMES})
+    _refuse_foreign({name: await _get(client, name) for name in CRD_NAMES})
 
 
 def _refuse_foreign(present: Mapping[str, Json | None]) -> None:

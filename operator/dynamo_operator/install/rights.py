@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dynamo_operator.install.crds import NAMES
-from dynamo_operator.install.settings import CERTIFICATE, OPERATOR, WEBHOOK, Installation
+from dynamo_operator.install.settings import CERTIFICATE, CRD_NAMES, OPERATOR, WEBHOOK, Installation
 from dynamo_operator.marker import MARKER
 
 Json = dict[str, Any]
@@ -94,7 +93,7 @@ def rights(installation: Installation) -> list[Json]:
 
 
 def _operator_cluster(installation: Installation) -> list[Json]:
-    rules = [rule("apiextensions.k8s.io", ["customresourcedefinitions"], ["get"], NAMES)]
+    rules = [rule("apiextensions.k8s.io", ["customresourcedefinitions"], ["get"], CRD_NAMES)]
     if not installation.restricted:
         rules.append(rule("coordination.k8s.io", ["leases"], _READ, [MARKER]))
     return rules
@@ -107,7 +106,7 @@ def _webhook_cluster(installation: Installation) -> list[Json]:
     if not installation.restricted:
         verbs = ["create", "get", "patch", "update"]
         rules += [
-            rule("apiextensions.k8s.io", ["customresourcedefinitions"], verbs, NAMES),
+            rule("apiextensions.k8s.io", ["customresourcedefinitions"], verbs, CRD_NAMES),
             rule("coordination.k8s.io", ["leases"], ["get"], [MARKER]),
         ]
     return rules

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dynamo_crds.generate import KINDS
 from dynamo_runtime import __version__
 
 from dynamo_operator.render.platform import OWN_REPOSITORY
 
+CRD_NAMES = tuple(kind.crd for kind in KINDS)
 OPERATOR = "dynamo-operator"
 WEBHOOK = "dynamo-operator-webhook"
 CERTIFICATE = "dynamo-operator-webhook-cert"
+"""Secret of the webhook's certificate."""
 
 
 @dataclass(frozen=True, slots=True)
