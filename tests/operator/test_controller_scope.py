@@ -6,6 +6,7 @@ from typing import Any
 
 from dynamo_operator.controller.scope import MarkedNamespaces, Scope
 from dynamo_operator.marker import MARKER
+from dynamo_runtime.kubernetes.client import ApiUnreachable
 
 
 def marker(namespace: str, renewed: str, holder: str = "restricted") -> dict[str, Any]:
@@ -18,31 +19,67 @@ def marker(namespace: str, renewed: str, holder: str = "restricted") -> dict[str
 class World:
     def __init__(self) -> None:
         self.now = 0.0
-        self.changes: list[set[str]] = []
-        self.marked = MarkedNamespaces(lambda: self.now, lambda c: self.changes.append(set(c)))
+        self.lease: dict[str, Any] | None = None
+        """What the API server has; the watch may be behind."""
+        self.reachable = True
+        self.changes: list[str] = []
+        self.marked = MarkedNamespaces(lambda: self.now, self.read, self.changes.append)
+
+    async def read(self, namespace: str) -> dict[str, Any] | None:
+        if not self.reachable:
+            raise ApiUnreachable("no answer")
+        return self.lease
+
+    def sees(self, lease: dict[str, Any]) -> None:
+        self.marked.lease_changed(self.lease, lease)
+        self.lease = lease
 
 
-def test_a_marked_namespace_is_left_alone_until_its_marker_expires() -> None:
+async def test_a_marked_namespace_is_left_alone_until_its_marker_expires() -> None:
     world = World()
-    world.marked.lease_changed(None, marker("a", "t0"))
+    world.sees(marker("a", "t0"))
     assert world.marked.marked == {"a"}
     world.now = 20
-    world.marked.lease_changed(marker("a", "t0"), marker("a", "t1"))
+    world.sees(marker("a", "t1"))
     world.now = 45
-    world.marked.look()
+    await world.marked.look()
     assert world.marked.marked == {"a"}  # renewed at 20
     world.now = 51
-    world.marked.look()
+    await world.marked.look()
     assert world.marked.marked == frozenset()
-    assert world.changes == [{"a"}, {"a"}]
+    world.sees(marker("a", "t2"))
+    assert world.marked.marked == {"a"}
+    assert world.changes == ["a", "a", "a"]
 
 
-def test_a_marker_that_is_taken_away_frees_at_once() -> None:
+async def test_silence_of_the_watch_is_no_sign_that_a_marker_expired() -> None:
     world = World()
-    world.marked.lease_changed(None, marker("a", "t0"))
-    world.marked.lease_changed(marker("a", "t0"), None)
+    world.sees(marker("a", "t0"))
+    world.lease = marker("a", "t1")  # renewed, and nobody was told
+    world.now = 31
+    await world.marked.look()
+    assert world.marked.marked == {"a"}
+    world.reachable = False
+    world.now = 100
+    await world.marked.look()
+    assert world.marked.marked == {"a"}, "who can't ask takes nothing"
+    world.reachable = True
+    await world.marked.look()
     assert world.marked.marked == frozenset()
-    world.marked.lease_changed(None, marker("b", "t0", holder=""))
+
+
+async def test_a_marker_that_is_taken_away_frees_at_once() -> None:
+    world = World()
+    world.sees(marker("a", "t0"))
+    world.marked.lease_changed(world.lease, None)
+    assert world.marked.marked == frozenset()
+    world.sees(marker("b", "t0", holder=""))
+    assert world.marked.marked == frozenset()
+    world.sees(marker("b", "t1"))
+    assert world.marked.marked == {"b"}
+    world.lease = None
+    world.now = 31
+    await world.marked.look()
     assert world.marked.marked == frozenset()
 
 

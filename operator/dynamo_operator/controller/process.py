@@ -8,7 +8,6 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -124,7 +123,7 @@ class Operator:
             rng=self._rng,
         )
         self._lease_client = lease_client
-        self._marked = scope.MarkedNamespaces(time.monotonic, self._all_due)
+        self._marked = scope.MarkedNamespaces(time.monotonic, self._marker, self._all_due)
         self._apis = ServedApis(
             client, gather.OPTIONAL_CHILDREN, self._apis_changed, settings.discovery_seconds
         )
@@ -244,13 +243,20 @@ class Operator:
 
     # --- whose graphs
 
-    def _all_due(self, namespaces: Iterable[str]) -> None:
-        """Every graph of `namespaces` is due: their master may have changed."""
-        wanted = set(namespaces)
+    async def _marker(self, namespace: str) -> Json | None:
+        try:
+            return await self._client.get(resources.LEASES.path(namespace, MARKER))
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def _all_due(self, namespace: str) -> None:
+        """Every graph of the namespace is due: its master has changed."""
         for graph in self._index.graphs:
             metadata = graph["metadata"]
-            if metadata["namespace"] in wanted:
-                self._queue.add((metadata["namespace"], metadata["name"]))
+            if metadata["namespace"] == namespace:
+                self._queue.add((namespace, metadata["name"]))
 
     def _is_ours(self, namespace: str) -> bool:
         return namespace in scope.Scope(frozenset(self._settings.namespaces), self._marked.marked)

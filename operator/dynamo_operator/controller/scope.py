@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from dynamo_runtime.kubernetes.client import Json, KubernetesClient
+from dynamo_runtime.kubernetes.client import ApiError, Json, KubernetesClient
 from dynamo_runtime.kubernetes.lease import Observation, expired, keep_lease, observe
 
 from dynamo_operator.marker import DURATION_S, MARKER, RENEW_S
@@ -40,10 +40,15 @@ class MarkedNamespaces:
     """The namespaces that restricted operators hold, for a cluster-wide one."""
 
     def __init__(
-        self, clock: Callable[[], float], on_change: Callable[[frozenset[str]], None]
+        self,
+        clock: Callable[[], float],
+        read: Callable[[str], Awaitable[Json | None]],
+        on_change: Callable[[str], None],
     ) -> None:
-        """`on_change` is called with the namespaces whose marker came or went."""
+        """`read` asks the API server for a namespace's marker (None: there is none; `ApiError`: it
+        can't tell). `on_change` is called with each namespace whose marker came or went."""
         self._clock = clock
+        self._read = read
         self._on_change = on_change
         self._seen: dict[str, Observation] = {}
         self.marked: frozenset[str] = frozenset()
@@ -53,32 +58,47 @@ class MarkedNamespaces:
         lease = new or old
         assert lease is not None
         namespace = lease["metadata"]["namespace"]
+        now = self._clock()
         if new is None:
             self._seen.pop(namespace, None)
-        else:
-            self._seen[namespace] = observe(self._seen.get(namespace), new, self._clock())
-        self.look()
+            self._free(namespace)
+            return
+        seen = self._seen[namespace] = observe(self._seen.get(namespace), new, now)
+        if not new["spec"].get("holderIdentity"):
+            self._free(namespace)
+        elif seen.at == now and namespace not in self.marked:
+            log.info("namespace %s is a restricted operator's", namespace)
+            self.marked |= {namespace}
+            self._on_change(namespace)
 
-    def look(self) -> None:
-        """Take account of the time: markers expire."""
-        now = self._clock()
-        marked = frozenset(
-            namespace
-            for namespace, seen in self._seen.items()
-            if not expired(seen.lease, seen.at, now)
-        )
-        changed = marked ^ self.marked
-        self.marked = marked
-        for namespace in sorted(changed):
-            whose = "a restricted operator's" if namespace in marked else "ours again"
-            log.info("namespace %s is %s", namespace, whose)
-        if changed:
-            self._on_change(changed)
+    async def look(self) -> None:
+        """Take account of the time: markers expire. That nothing is heard of one may be the fault
+        of a watch, so the API server is asked before a namespace is taken."""
+        for namespace in sorted(self.marked):
+            seen = self._seen[namespace]
+            if not expired(seen.lease, seen.at, self._clock()):
+                continue
+            try:
+                lease = await self._read(namespace)
+            except ApiError as error:
+                log.debug("whether namespace %s is marked is unknown: %s", namespace, error)
+                continue
+            if namespace not in self.marked:
+                continue  # was taken away meanwhile
+            seen = self._seen[namespace] = observe(self._seen[namespace], lease, self._clock())
+            if expired(seen.lease, seen.at, self._clock()):
+                self._free(namespace)
+
+    def _free(self, namespace: str) -> None:
+        if namespace in self.marked:
+            log.info("namespace %s is ours again", namespace)
+            self.marked -= {namespace}
+            self._on_change(namespace)
 
     async def run(self) -> None:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            self.look()
+            await self.look()
 
 
 async def mark(client: KubernetesClient, namespaces: Iterable[str], identity: str) -> None:
