@@ -249,7 +249,7 @@ def test_nothing_is_left(spare: Layout, how: str) -> None:
         _, said = up.communicate(timeout=300)
         assert up.returncode == 0, said
     else:
-        wait_for("a start under way", spare.kubeconfig.exists, 60.0)
+        wait_for("a start under way", spare.containerd_socket.exists, 60.0)
         up.send_signal(signal.SIGINT if how == "interrupted" else signal.SIGKILL)
         up.communicate(timeout=60)
     if how != "interrupted":

@@ -38,22 +38,28 @@ class Image:
     name: str
     file: str = "Containerfile"
     arguments: tuple[str, ...] = ()
+    target: str = ""
+    """Stage to stop at; "" for the last."""
     also: tuple[str, ...] = ()
     """Further names of the same image."""
-    by_default: bool = True
+    for_tests: bool = True
+    """Whether `make images` builds it, and the test cluster gets it."""
+
+    @property
+    def names(self) -> list[str]:
+        """Its names with their tag, its own first."""
+        own = self.name.partition("-")[0]
+        return [f"{REPOSITORY}/{name}:{__version__}" for name in (own, *self.also)]
 
 
+VLLM_ARGUMENTS = (f"WORKER={REPOSITORY}/worker:{__version__}",)
 IMAGES = (
     Image("operator", arguments=("EXTRA=operator",)),
     Image("frontend", arguments=("EXTRA=epp",), also=("epp",)),
     Image("worker", arguments=("EXTRA=worker",)),
     Image("planner", arguments=("EXTRA=crds",)),
-    Image(
-        "vllm",
-        file="vllm.Containerfile",
-        arguments=(f"WORKER={REPOSITORY}/worker:{__version__}",),
-        by_default=False,
-    ),
+    Image("vllm-mounted", "vllm.Containerfile", VLLM_ARGUMENTS, target="mounted"),
+    Image("vllm", "vllm.Containerfile", VLLM_ARGUMENTS, for_tests=False),
 )
 
 
@@ -116,9 +122,9 @@ class Builder:
             options = ("--quiet", "--pull=never", "--isolation=chroot")
             self.buildah("bud", *options, "-f", str(recipe), "-t", LOCAL_BASE, scratch)
 
-    def build(self, image: Image, base: str) -> Path:
-        """Build an image and export it unless it is the one exported last; the archive."""
-        tag = f"{REPOSITORY}/{image.name}:{__version__}"
+    def build(self, image: Image, base: str) -> None:
+        """Build an image: it lies in the builder's storage under its first name."""
+        tag = image.names[0]
         arguments = [f"BASE={base}", *image.arguments]
         with tempfile.TemporaryDirectory() as scratch:
             self.buildah(
@@ -126,8 +132,13 @@ class Builder:
                 *("--pull=never",) if base == LOCAL_BASE else (),
                 *(f"--volume={volume}" for volume in lent(os.environ, Path(scratch))),
                 *(f"--build-arg={argument}" for argument in arguments),
+                *(f"--target={image.target}",) if image.target else (),
                 *("-f", f"images/{image.file}", "-t", tag, "."),
             )
+
+    def export(self, image: Image) -> Path:
+        """Write the archive of an image, unless that very image was written last."""
+        tag = image.names[0]
         archive = self.layout.images / f"{image.name}.tar"
         stamp = archive.with_name(f"{archive.name}.version")
         built = self.buildah("images", "--quiet", "--no-trunc", tag).strip()
@@ -138,8 +149,7 @@ class Builder:
         part.unlink(missing_ok=True)
         self.buildah("push", "--quiet", tag, f"docker-archive:{part}:{tag}")
         part.rename(archive)
-        names = [tag, *(f"{REPOSITORY}/{name}:{__version__}" for name in image.also)]
-        archive.with_name(f"{archive.name}.names").write_text("\n".join(names) + "\n")
+        archive.with_name(f"{archive.name}.names").write_text("\n".join(image.names) + "\n")
         stamp.write_text(built)
         return archive
 
@@ -175,7 +185,11 @@ def build(images: Sequence[Image], base: str = LOCAL_BASE) -> None:
         if base == LOCAL_BASE:
             builder.ensure_base()
         for image in images:
-            archive = builder.build(image, base)
+            builder.build(image, base)
+            if not image.for_tests:
+                say(f"{image.name}: {image.names[0]}")
+                continue
+            archive = builder.export(image)
             say(f"{image.name}: {archive} ({archive.stat().st_size / 1e6:.0f} MB)")
             if not cluster.is_foreign and cluster.is_up and cluster.has_pods:
                 cluster.load_image(archive)
@@ -191,7 +205,7 @@ def main() -> int:
     options = parser.parse_args()
     if wrong := set(options.names) - set(known):
         parser.error(f"no such image: {', '.join(sorted(wrong))}; there are {', '.join(known)}")
-    chosen = [known[name] for name in options.names] or [i for i in IMAGES if i.by_default]
+    chosen = [known[name] for name in options.names] or [i for i in IMAGES if i.for_tests]
     try:
         toolchain.ensure_programs(toolchain.IMAGE_PROGRAMS)
         build(chosen, options.base or LOCAL_BASE)

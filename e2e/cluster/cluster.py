@@ -17,7 +17,7 @@ import string
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from e2e.cluster.settings import Layout
 
 HERE = Path(__file__).parent
 START_S = 180.0
+IMPORTS_AT_ONCE = 4
 MAX_STARTS = 8
 MAX_SOCKET_PATH = 107
 
@@ -156,7 +157,7 @@ class Cluster:
         if record := self._record():
             pid = record["pid"]
             if machine.started_at(pid) == record["started"]:
-                machine.end([pid])
+                machine.end(machine.family(pid))
         network = self.layout.network
         if self._with_node and machine.owner(network) in ("", str(self.layout.state)):
             machine.remove_network(network)
@@ -239,38 +240,45 @@ class Cluster:
 
     def _make_usable(self) -> None:
         layout = self.layout
-        with_node = self.has_pods
-        with ThreadPoolExecutor(4) as pool:
+        shutil.copy(layout.state / "admin.kubeconfig", layout.kubeconfig)
+        self._until("supervisor answers", layout.control_socket.exists)
+        pool = ThreadPoolExecutor(IMPORTS_AT_ONCE)
+        try:
             imports = []
-            if with_node:
-                self._until("supervisor answers", self.layout.control_socket.exists)
+            if self.has_pods:
                 self._until("containerd answers", self._containerd_answers)
                 archives = sorted(layout.images.glob("*.tar"))
                 imports = [pool.submit(self.load_image, archive) for archive in archives]
-            shutil.copy(layout.state / "admin.kubeconfig", layout.kubeconfig)
             self._until("API server ready", self.is_ready)
-            if with_node:
-                text = string.Template((HERE / "manifests" / "coredns.yaml").read_text())
-                names = {"image": settings.COREDNS_IMAGE, "address": layout.network.dns_ip}
-                self._apply_text(text.substitute(names))
-                self._until("node registered", lambda: self._succeeds("get", "node", settings.NODE))
-                gpus = {"nvidia.com/gpu": str(settings.GPUS)}
-                patch = json.dumps({"status": {"capacity": gpus, "allocatable": gpus}})
-                self.kubectl(
-                    *("patch", "node", settings.NODE, "--subresource=status"),
-                    *("--type=merge", "-p", patch),
-                )
-                for done in imports:
-                    done.result()
-                say(f"{len(imports)} images imported")
-                self._until("node Ready", lambda: self._is_true("node", settings.NODE, "Ready"))
-                ready = ("deployment", "coredns", "Available", "kube-system")
-                self._until("DNS available", lambda: self._is_true(*ready))
+            if self.has_pods:
+                self._furnish_node(imports)
             self._until(
                 "default service account",
                 lambda: self._succeeds("get", "serviceaccount", "default", "-n", "default"),
             )
+        finally:
+            # After a failure nobody waits for images: they end with containerd.
+            pool.shutdown(wait=False, cancel_futures=True)
         (layout.state / "ready").touch()
+
+    def _furnish_node(self, imports: Sequence[Future[None]]) -> None:
+        """DNS, pretended GPUs, images: what makes a bare node one that tests can use."""
+        text = string.Template((HERE / "manifests" / "coredns.yaml").read_text())
+        names = {"image": settings.COREDNS_IMAGE, "address": self.layout.network.dns_ip}
+        self._apply_text(text.substitute(names))
+        self._until("node registered", lambda: self._succeeds("get", "node", settings.NODE))
+        gpus = {"nvidia.com/gpu": str(settings.GPUS)}
+        patch = json.dumps({"status": {"capacity": gpus, "allocatable": gpus}})
+        self.kubectl(
+            *("patch", "node", settings.NODE, "--subresource=status"),
+            *("--type=merge", "-p", patch),
+        )
+        for done in imports:
+            done.result()
+        say(f"{len(imports)} images imported")
+        self._until("node Ready", lambda: self._is_true("node", settings.NODE, "Ready"))
+        ready = ("deployment", "coredns", "Available", "kube-system")
+        self._until("DNS available", lambda: self._is_true(*ready))
 
     def _until(self, what: str, predicate: Callable[[], object]) -> None:
         def checked() -> object:

@@ -171,6 +171,16 @@ def is_running(pid: int) -> bool:
     return state not in "ZX"
 
 
+def family(pid: int) -> list[int]:
+    """A process and all that descend from it."""
+    found = [pid]
+    for parent in found:
+        for children in Path(f"/proc/{parent}/task").glob("*/children"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found += [int(child) for child in children.read_text().split()]
+    return found
+
+
 def end(pids: list[int]) -> None:
     """Kill these processes and wait until they are gone."""
     for pid in pids:
