@@ -26,6 +26,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "operator": ("crds", "runtime"),
     "gateway_epp": ("kv_router", "runtime", "crds", "workers"),  # its tests use the tiny tokenizer
     "workers": ("kv_router", "runtime", "crds"),
+    "images": ("crds", "e2e/cluster", "operator", "runtime", "requirements"),
     "cli": ("crds", "gateway_epp", "kv_router", "operator", "runtime", "workers", "examples"),
 }
 ALWAYS = ("conftest.py", "pyproject.toml", "requirements/dev.txt", ".importlinter")
