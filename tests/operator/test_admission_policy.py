@@ -159,6 +159,29 @@ def test_all_else_may_change(path: tuple[str | int, ...], before: Any, after: An
     assert denials(update(changed(base, *path, to=before), changed(base, *path, to=after))) == []
 
 
+def test_what_server_side_apply_cannot_tell_apart_is_refused() -> None:
+    """Kubernetes lets a creation pass, and then the operator could never apply it."""
+    twice = worker()
+    logger: Json = {"name": "logger", "image": "x", "ports": [{"containerPort": 81}]}
+    logger["env"] = [{"name": "A"}, {"name": "B"}, {"name": "A"}]
+    logger["ports"] += [{"containerPort": 81, "protocol": "UDP"}, {"containerPort": 81}]
+    containers = twice["podTemplate"]["spec"]["containers"]
+    containers.append(logger)
+    containers[0]["volumeMounts"] = [{"name": "v", "mountPath": "/v"}] * 2
+    at = "spec.components[0].podTemplate.spec.containers"
+    assert sorted(str(d).split(" is ")[0] for d in create(graph(twice)).denials) == [
+        f"{at}[0].volumeMounts[0].mountPath: /v",
+        f"{at}[1].env[0].name: A",
+        f"{at}[1].ports[0].containerPort: 81",
+    ]
+    containers[0]["env"] = [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]
+    assert not [d for d in denials(create(graph(twice))) if "containers[0].env" in d]
+    assert denials(update(graph(twice), changed(graph(twice), "labels", to={"a": "b"})))
+    assert not denials(
+        update(graph(twice), changed(graph(twice), "components", 0, "replicas", to=3))
+    )
+
+
 def test_the_workload_provider_stays() -> None:
     provider = "nvidia.com/workload-provider"
     old = graph(worker(), annotations={provider: "component"})

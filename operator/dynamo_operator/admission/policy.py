@@ -73,6 +73,10 @@ def _judge_graph(
     earlier = None if old is None else _graph(old, namespace)
     rendered = _rendered(graph, platform)
     rendered_before = None if earlier is None else _rendered(earlier, platform)
+    tried = trial.trials(graph, rendered, rendered_before)
+    twice = tuple(denial for one in tried for denial in trial.doubled(one, wording))
+    if twice:
+        return Verdict(twice)
     written = model.lenient(_checked(after))
     written_before = None if before is None else model.lenient(_checked(before))
     warnings = advice.new_deprecations(written, written_before)
@@ -81,7 +85,7 @@ def _judge_graph(
     if earlier is not None:
         warnings += advice.overruled_replicas(earlier, graph, wording)
     warnings += advice.new_notes(rendered, rendered_before, wording)
-    return Verdict(warnings=tuple(warnings), trials=trial.trials(graph, rendered, rendered_before))
+    return Verdict(warnings=tuple(warnings), trials=tried)
 
 
 def _rendered(graph: DynamoGraphDeployment, platform: Platform) -> Rendered:

@@ -91,6 +91,56 @@ def _component_of(manifest: Json) -> str:
     return str((manifest["metadata"].get("labels") or {}).get(names.COMPONENT_LABEL, ""))
 
 
+# --- what a dry run does not find -----------------------------------------------------------------
+
+_KEYS: dict[str, tuple[str, ...]] = {
+    "containers": ("name",),
+    "env": ("name",),
+    "hostAliases": ("ip",),
+    "imagePullSecrets": ("name",),
+    "initContainers": ("name",),
+    "ports": ("containerPort", "protocol"),
+    "resourceClaims": ("name",),
+    "topologySpreadConstraints": ("topologyKey", "whenUnsatisfiable"),
+    "volumeDevices": ("devicePath",),
+    "volumeMounts": ("mountPath",),
+    "volumes": ("name",),
+}
+"""Lists of a pod whose items server-side apply tells apart by these fields (Kubernetes' API:
+`x-kubernetes-list-map-keys`)."""
+
+
+def doubled(trial: Trial, wording: Wording) -> Iterator[Denial]:
+    """List items that server-side apply can't tell apart. A creation only warns of some of them,
+    but the operator could never apply the object."""
+    for root in _TEMPLATES.get(trial.manifest["kind"], ()):
+        template: Any = trial.manifest
+        for step in root:
+            template = template[step]
+        yield from _doubled(trial, template, root, wording)
+
+
+def _doubled(trial: Trial, value: Any, path: Path, wording: Wording) -> Iterator[Denial]:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _doubled(trial, item, (*path, name), wording)
+    elif isinstance(value, list):
+        keys = _KEYS.get(str(path[-1]))
+        seen: set[tuple[Any, ...]] = set()
+        for index, item in enumerate(value):
+            here = (*path, index)
+            if keys is not None and isinstance(item, Mapping):
+                identity = tuple(item.get(key, _IMPLIED.get(key)) for key in keys)
+                if identity in seen:
+                    message = f"{identity[0]} is given twice; keep one of them"
+                    yield _denial(trial, (*here, keys[0]), message, wording)
+                seen.add(identity)
+            yield from _doubled(trial, item, here, wording)
+
+
+_IMPLIED = {"protocol": "TCP"}
+
+
 # --- answers --------------------------------------------------------------------------------------
 
 
