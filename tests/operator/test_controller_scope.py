@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dynamo_operator.controller.scope import MarkedNamespaces, Scope
+from dynamo_operator.controller.scope import MarkedNamespaces, OwnMarkers
 from dynamo_operator.marker import MARKER
 from dynamo_runtime.kubernetes.client import ApiUnreachable
 
@@ -83,10 +83,22 @@ async def test_a_marker_that_is_taken_away_frees_at_once() -> None:
     assert world.marked.marked == frozenset()
 
 
-def test_scopes() -> None:
-    everywhere = Scope(marked=frozenset({"a"}))
-    assert "b" in everywhere
-    assert "a" not in everywhere
-    only = Scope(frozenset({"a"}), frozenset({"a"}))
-    assert "a" in only
-    assert "b" not in only
+def test_a_namespace_is_ours_once_others_have_seen_its_marker_and_while_it_is_renewed() -> None:
+    now = 0.0
+    own = OwnMarkers(["a"], lambda: now, lambda namespace: None)
+    assert not own.stands("a")
+    assert own.renewed("a")
+    assert not own.stands("a")  # somebody may still be at work there
+    now = 3.0
+    assert own.stands("a")
+    assert not own.stands("b")
+    now = 10.0
+    assert not own.renewed("a")
+    now = 39.0
+    assert own.stands("a")
+    now = 40.0
+    assert not own.stands("a")  # by now others may have taken it over
+    assert own.renewed("a")
+    assert not own.stands("a")
+    now = 43.0
+    assert own.stands("a")

@@ -52,7 +52,7 @@ def service(name: str, owner: str = "u1", version: int = 1, label: str = "g") ->
 class Index:
     def __init__(self) -> None:
         self.due: list[tuple[str, str]] = []
-        self.index = GraphIndex(self.due.append)
+        self.index = GraphIndex(lambda key, urgent: self.due.append(key))
         self.index.graph_changed(None, graph())
 
     def children(self) -> dict[str, str]:
@@ -99,7 +99,7 @@ def test_our_own_writes_are_seen_before_the_cache_has_them() -> None:
 def test_what_we_deleted_is_gone_before_the_cache_knows() -> None:
     it = Index()
     it.index.child_changed(None, service("a"))
-    it.index.deleted("ns", ("Service", "a"), "uid-a")
+    it.index.deleted(service("a"))
     assert it.children() == {}
     it.index.child_changed(service("a"), service("a", version=2))  # it is on its way out
     assert it.children() == {}
@@ -143,6 +143,28 @@ def test_a_graph_made_anew_is_not_taken_for_the_old_one() -> None:
     assert "status" not in raw
 
 
+def test_what_vanished_while_nobody_watched_is_not_taken_for_there() -> None:
+    it = Index()
+    it.index.wrote(service("a", version=5))
+    it.due.clear()
+    it.index.listed("Service", None, "4")
+    assert it.children() == {"a": "5"}  # the list is older than the write
+    it.index.listed("Service", None, "9")
+    assert it.children() == {}
+    assert it.due == [("ns", "g")]
+
+
+def test_a_status_is_no_reason_to_look_at_a_graph_again() -> None:
+    it = Index()
+    it.due.clear()
+    it.index.graph_changed(graph(), graph(version=2, state="pending"))
+    assert it.due == []
+    changed = graph(version=3)
+    changed["metadata"]["generation"] = 2
+    it.index.graph_changed(graph(version=2), changed)
+    assert it.due == [("ns", "g")]
+
+
 @settings(max_examples=200)
 @given(st.data())
 def test_any_order_of_events_and_writes_ends_with_the_truth(data: st.DataObject) -> None:
@@ -157,7 +179,7 @@ def test_any_order_of_events_and_writes_ends_with_the_truth(data: st.DataObject)
         last = history[-1]
         if last is not None and data.draw(st.booleans()):
             if mine:
-                it.index.deleted("ns", ("Service", "a"), last["metadata"]["uid"])
+                it.index.deleted(last)
             history.append(None)
         else:
             item = service("a", version=version)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -300,6 +301,93 @@ def test_the_first_template_has_nothing_to_go_back_to() -> None:
     )
     world.annotate(planning.ROLLBACK_ANNOTATION, "true")
     assert world.settle().rollback is None
+
+
+def test_a_blip_does_not_give_up_what_serves() -> None:
+    world = apart()
+    world.settle()
+    world.works = lambda template: "two" not in template["spec"]["containers"][0]["image"]
+    world.edit(set_image("D", "two"))
+    world.settle()
+    serving = {w["metadata"]["name"]: w["spec"]["replicas"] for w in world.workloads("D")}
+    for workload in world.workloads("P") + world.workloads("D"):
+        workload["status"]["availableReplicas"] = workload["status"]["readyReplicas"] = 0
+    world.reconcile()
+    assert {w["metadata"]["name"]: w["spec"]["replicas"] for w in world.workloads("D")} == serving
+
+
+def test_workers_at_zero_prove_nothing() -> None:
+    world = aggregated(replicas=2)
+    world.annotate(planning.ROLLBACK_ANNOTATION, "true")
+    good = world.settle().worker_hash
+    world.edit(set_replicas("Worker", 0))
+    world.settle()
+    world.works = lambda template: "two" not in template["spec"]["containers"][0]["image"]
+    world.edit(set_image("Worker", "two"))
+    world.settle()
+    world.edit(set_replicas("Worker", 2))
+    assert world.settle().worker_hash == good
+
+
+def test_a_template_that_never_worked_gives_way_to_what_is_rendered_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = aggregated()
+    world.works = lambda template: bool(template["spec"].get("imagePullSecrets"))
+    world.settle()
+    secrets = {"example.test": ("docker",)}  # it is found only now
+    world.platform = replace(world.platform, pull_secrets_by_registry=secrets)
+    world.settle()
+    assert all(t["spec"]["imagePullSecrets"] for t in templates(world).values())
+
+
+def test_what_belongs_to_a_component_that_still_serves_stays() -> None:
+    world = Namespace(
+        {
+            "components": [
+                component("Front", "frontend", "ours"),
+                component("Worker", "worker", replicas=3),
+            ]
+        }
+    )
+    world.settle()
+    kept = {key for key in world.children if key[1] == "g-worker"}
+    world.works = lambda template: "two" not in template["spec"]["containers"][0]["image"]
+
+    def rename(spec: Json) -> None:
+        spec["components"][1] = component("Other", "worker", "two", replicas=3)
+
+    world.edit(rename)
+    world.settle()
+    assert kept <= world.children.keys()
+    world.works = lambda template: True
+    world.settle()
+    assert not kept & world.children.keys()
+
+
+def test_budgets_stay_through_a_rollout() -> None:
+    world = apart()
+    world.settle()
+    budgets = {key for key in world.children if key[0] == "PodDisruptionBudget"}
+    assert budgets
+    world.edit(set_image("D", "two"))
+    for _ in range(20):
+        world.reconcile()
+        assert budgets <= world.children.keys()
+        world.controllers()
+
+
+def test_an_autoscalers_number_outlives_a_generation_and_yields_to_a_changed_graph() -> None:
+    world = apart()
+    world.settle()
+    world.autoscale("D", 9)
+    world.settle()
+    world.edit(set_image("D", "two"))
+    world.settle()
+    assert replicas(world, "D") == 9
+    world.edit(set_replicas("D", 4))
+    world.settle()
+    assert replicas(world, "D") == 4
 
 
 def test_a_template_that_recovers_is_a_good_one() -> None:

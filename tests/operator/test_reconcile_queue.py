@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 
-from dynamo_operator.reconcile.queue import LONGEST_BACKOFF_S, WorkQueue, backoff
+import pytest
+from dynamo_operator.reconcile.queue import LONGEST_BACKOFF_S, Closed, WorkQueue, backoff
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -128,3 +129,24 @@ async def test_a_share_never_has_all_workers_and_shares_take_turns() -> None:
 @given(st.integers(1, 1000), st.integers())
 def test_backoff_is_bounded(failures: int, seed: int) -> None:
     assert 0.3 < backoff(failures, random.Random(seed)) <= LONGEST_BACKOFF_S
+
+
+async def test_what_is_urgent_does_not_wait_for_the_backoff() -> None:
+    due = queue()
+    due.add("a")
+    await due.get()
+    due.add("a", urgent=True)
+    due.done("a", failed=True)
+    assert await due.get() == "a"
+
+
+async def test_a_closed_queue_gives_out_nothing() -> None:
+    due = queue()
+    waiting = asyncio.create_task(due.get())
+    await asyncio.sleep(0)
+    due.close()
+    with pytest.raises(Closed):
+        await waiting
+    due.add("a")
+    with pytest.raises(Closed):
+        await due.get()

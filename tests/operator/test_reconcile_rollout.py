@@ -106,6 +106,29 @@ def test_a_rollout_never_serves_too_little_and_ends(
 
 
 @settings(max_examples=100, deadline=None)
+@given(st.data(), SIZES, SIZES, BOUNDS)
+def test_old_pods_that_are_not_ready_for_a_moment_are_not_given_up(
+    data: st.DataObject, prefill: int, decode: int, bounds: Bounds
+) -> None:
+    wanted = {"prefill": prefill, "decode": decode}
+    world = World(wanted, dict.fromkeys(wanted, bounds))
+    for name, number in wanted.items():
+        world.workloads["a", name] = [number, number]
+    for _ in range(60):
+        for name in wanted:
+            entry = world.workloads["a", name]
+            entry[1] = data.draw(st.sampled_from([0, entry[0]]))
+            world.grow("b", name)
+        world.turn("b", ["a"])
+        for name, number in wanted.items():
+            _, unavailable = bounds.of(number)
+            counted = math.floor(world.serving("b") * number)
+            assert world.workloads["a", name][0] + counted >= number - unavailable
+    for name, number in wanted.items():
+        assert world.workloads["b", name] == [number, number]
+
+
+@settings(max_examples=100, deadline=None)
 @given(st.data(), SIZES, SIZES)
 def test_turning_back_in_the_middle_keeps_what_serves(
     data: st.DataObject, prefill: int, decode: int
@@ -175,7 +198,7 @@ def test_bounds_round_as_deployments_do(
 
 def test_only_what_is_in_the_pods_counts_as_failing() -> None:
     def why(*pods: objects.Json, of: str = objects.HASH) -> str:
-        return rollout.failure(objects.observed(pods=pods), of, ["worker"])
+        return rollout.failing(objects.observed(pods=pods), of, ["worker"]).why
 
     crashing = objects.pod_crashing()
     assert why(crashing) == (

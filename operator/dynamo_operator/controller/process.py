@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -30,7 +31,7 @@ from dynamo_operator.install.crds import ForeignCrds, check_owner
 from dynamo_operator.marker import MARKER
 from dynamo_operator.reconcile import gather
 from dynamo_operator.reconcile.gather import GraphIndex, GraphKey
-from dynamo_operator.reconcile.queue import WorkQueue
+from dynamo_operator.reconcile.queue import Closed, WorkQueue
 from dynamo_operator.render import Platform, names
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,10 @@ RECONCILE_LIMIT_S = 120.0
 """One reconcile may take so long; then it counts as failed."""
 FINISH_S = 10.0
 """What is in hand when the process is told to stop gets so long to end."""
+RETRY_S = 2.0
+OPTIONAL_SYNC_S = 15.0
+"""Caches of optional kinds may take so long to fill before work begins without them: their objects
+are then looked up one by one."""
 
 
 async def run_operator(settings: OperatorSettings, lifecycle: Lifecycle) -> int:
@@ -66,7 +71,7 @@ async def run_operator(settings: OperatorSettings, lifecycle: Lifecycle) -> int:
     )
     try:
         await status.start()
-        await _check_crds(client)
+        await _check_crds(client, lifecycle)
         operator = Operator(settings, lifecycle, client, lease_client, metrics, identity)
         return await operator.run()
     except (AddressInUse, ForeignCrds) as error:
@@ -78,13 +83,21 @@ async def run_operator(settings: OperatorSettings, lifecycle: Lifecycle) -> int:
         await lease_client.close()
 
 
-async def _check_crds(client: KubernetesClient) -> None:
+async def _check_crds(client: KubernetesClient, lifecycle: Lifecycle) -> None:
     """Raises `ForeignCrds` if the graphs are another operator's. An account that may not look at
-    CRDs (of a restricted operator, perhaps) goes on without."""
-    try:
-        await check_owner(client)
-    except ApiError as error:
-        log.info("whose the CRDs are can't be seen: %s", error)
+    CRDs (of a restricted operator, perhaps) goes on without; an API server that does not answer is
+    asked again."""
+    while not lifecycle.stop_requested.is_set():
+        try:
+            return await check_owner(client)
+        except ApiError as error:
+            if error.status in (401, 403):
+                log.info("whose the CRDs are can't be seen: %s", error)
+                return None
+            lifecycle.set_not_ready(f"the API server can't be asked: {error}")
+            log.warning("the API server can't be asked: %s", error)
+            await asyncio.sleep(RETRY_S)
+    return None
 
 
 class Operator:
@@ -112,6 +125,7 @@ class Operator:
             most=max(1, settings.workers // 2),
         )
         self._index = GraphIndex(self._queue.add)
+        self._markers = scope.OwnMarkers(settings.namespaces, time.monotonic, self._all_due)
         self._reconciler = Reconciler(
             client, self._index, platform=self._platform, identity=identity
         )
@@ -144,9 +158,12 @@ class Operator:
             await asyncio.wait(
                 [stopping, leading, *background], return_when=asyncio.FIRST_COMPLETED
             )
+            if stopping.done():
+                self._queue.close()  # what is in hand may end
+                await asyncio.wait([leading], timeout=FINISH_S)
             for task in (leading, *background):
                 if task.done():
-                    task.result()  # raises: none of them ends by itself
+                    task.result()  # raises what ended it
             return 0
         except* LeaseLost as lost:
             log.error("%s: stopping, so that there is one leader only", lost.exceptions[0])
@@ -174,6 +191,7 @@ class Operator:
                 label_selector=ours,
                 transform=gather.child,
                 on_change=index.child_changed,
+                on_list=self._listed,
             )
         caches.add(
             resources.PODS,
@@ -201,14 +219,21 @@ class Operator:
                     label_selector=f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}",
                     transform=gather.child,
                     on_change=self._index.child_changed,
+                    on_list=self._listed,
                 )
                 self._optional[kind] = caches, asyncio.create_task(caches.run())
             elif group_kind(kind) not in served and kind in self._optional:
-                self._optional.pop(kind)[1].cancel()
+                caches, task = self._optional.pop(kind)
+                task.cancel()
+                for item in list(caches.objects(kind)):
+                    self._index.child_changed(item, None)
         for graph in self._index.graphs:
             self._queue.add((graph["metadata"]["namespace"], graph["metadata"]["name"]))
 
-    async def _follow_pull_secrets(self) -> None:
+    def _listed(self, kind: Resource, namespace: str | None, version: str) -> None:
+        self._index.listed(kind.kind, namespace, version)
+
+    def _pull_secrets(self) -> Informers:
         caches = Informers(
             self._client, namespaces=self._settings.pull_secret_namespaces, rng=self._rng
         )
@@ -218,7 +243,7 @@ class Operator:
             transform=gather.docker_secret,
             on_change=self._secret_changed,
         )
-        await caches.run()
+        return caches
 
     def _secret_changed(self, old: Json | None, new: Json | None) -> None:
         item = new or old
@@ -227,6 +252,7 @@ class Operator:
         self._registries.pop(place, None)
         if new is not None:
             self._registries[place] = new
+        self._all_due(place[0])
 
     def _platform(self, namespace: str) -> Platform:
         by_registry: dict[str, list[str]] = {}
@@ -259,34 +285,62 @@ class Operator:
                 self._queue.add((namespace, metadata["name"]))
 
     def _is_ours(self, namespace: str) -> bool:
-        return namespace in scope.Scope(frozenset(self._settings.namespaces), self._marked.marked)
+        if self._settings.restricted:
+            return self._markers.stands(namespace)
+        return namespace not in self._marked.marked
 
     # --- leading
 
     async def _lead(self) -> None:
-        """Wait for the lease and reconcile; ends only by being cancelled or by `LeaseLost`."""
-        settings = self._settings
+        """Wait for the lease and reconcile. Ends when the queue is closed, or by `LeaseLost`."""
         await self._look_at_apis()
-        for caches in (self._caches, *(caches for caches, _ in self._optional.values())):
-            await caches.synced()
+        await self._caches.synced()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(OPTIONAL_SYNC_S):
+                for caches, _ in self._optional.values():
+                    await caches.synced()
         log.info("caches are filled: %d graphs", len(list(self._index.graphs)))
         self._lifecycle.set_ready()
-        if settings.leader_elect:
-            await self._lease.acquire()
-        self._metrics.leader.labels(LEADER_LEASE).set(1)
+        leader = self._metrics.leader.labels(LEADER_LEASE)
+        leader.set(0)
+        while True:
+            if self._settings.leader_elect:
+                await self._lease.acquire()
+                # A watch may have hung unnoticed while another led and wrote.
+                await self._caches.refresh()
+            leader.set(1)
+            try:
+                return await self._work_while_leading()
+            except* LeaseLost as lost:
+                (first, *_) = lost.exceptions
+                if isinstance(first, LeaseLost) and first.taken:
+                    raise
+                # Nobody has it, as far as is known: the API server is away, perhaps.
+                log.warning("%s: nothing is written until it is held again", first)
+            finally:
+                leader.set(0)
+
+    async def _work_while_leading(self) -> None:
+        settings = self._settings
         async with asyncio.TaskGroup() as group:
+            beside = [group.create_task(self._apis.run())]
             if settings.leader_elect:
-                group.create_task(self._hold())
+                beside.append(group.create_task(self._lease.hold()))
             if settings.restricted:
-                group.create_task(
-                    scope.mark(self._lease_client, settings.namespaces, self._identity)
+                beside.append(
+                    group.create_task(self._markers.keep(self._lease_client, self._identity))
                 )
-                await asyncio.sleep(scope.SETTLE_S)
             if settings.pull_secret_namespaces:
-                group.create_task(self._follow_pull_secrets())
-            group.create_task(self._apis.run())
-            for _ in range(settings.workers):
-                group.create_task(self._work())
+                secrets = self._pull_secrets()
+                beside.append(group.create_task(secrets.run()))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(OPTIONAL_SYNC_S):
+                        await secrets.synced()
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(settings.workers):
+                    workers.create_task(self._work())
+            for task in beside:
+                task.cancel()
 
     async def _look_at_apis(self) -> None:
         while True:
@@ -296,28 +350,25 @@ class Operator:
             except ApiError as error:
                 self._lifecycle.set_not_ready(f"the API server can't be asked: {error}")
                 log.warning("the API server can't be asked: %s", error)
-                await asyncio.sleep(2.0)
-
-    async def _hold(self) -> None:
-        await self._lease.hold()
+                await asyncio.sleep(RETRY_S)
 
     async def _work(self) -> None:
-        while True:
-            key = await self._queue.get()
-            await self._reconcile(key)
+        with contextlib.suppress(Closed):
+            while True:
+                await self._reconcile(await self._queue.get())
 
     async def _reconcile(self, key: GraphKey) -> None:
         if not self._is_ours(key[0]):
             self._queue.done(key)
             return
         began = time.monotonic()
-        result = "success"
-        writes = self._reconciler.writes
+        result, writes, again_after = "cancelled", 0, None
         try:
             async with asyncio.timeout(RECONCILE_LIMIT_S):
-                await self._reconciler.reconcile(key)
+                done = await self._reconciler.reconcile(key)
+            result, writes, again_after = "success", done.writes, done.look_again_s
         except NotInOrder as error:
-            result = "requeue"
+            result, writes = "requeue", error.writes
             log.warning("%s/%s: %s", *key, error)
         except (ApiError, TimeoutError) as error:
             result = "error"
@@ -328,10 +379,10 @@ class Operator:
             result = "error"
             log.exception("%s/%s could not be reconciled", *key)
         finally:
-            self._queue.done(key, failed=result != "success")
+            self._queue.done(key, failed=result != "success", again_after=again_after)
             self._metrics.reconciles.labels(GRAPH, result).inc()
             self._metrics.seconds.labels(GRAPH, result).observe(time.monotonic() - began)
-            self._metrics.writes.inc(max(0, self._reconciler.writes - writes))
+            self._metrics.writes.inc(writes)
 
     async def _keep_gauges(self) -> None:
         metrics = self._metrics

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,6 +34,20 @@ COMPONENT = "dynamo-operator"
 class NotInOrder(Exception):
     """Something was refused; the graph is tried again after a while."""
 
+    def __init__(self, message: str, writes: int) -> None:
+        super().__init__(message)
+        self.writes = writes
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a reconcile did."""
+
+    writes: int = 0
+    """Requests that changed an object of the graph."""
+    look_again_s: float | None = None
+    """The graph is due in so many seconds, even if nothing changes."""
+
 
 class Reconciler:
     """Reconciles graphs of `index`. `platform` gives the platform for a namespace and the kinds
@@ -55,37 +69,38 @@ class Reconciler:
         self._clock = clock
         self._applier = Applier(client, index)
         self._uids: dict[GraphKey, str] = {}
-        self.writes = 0
 
-    async def reconcile(self, key: GraphKey) -> None:
+    async def reconcile(self, key: GraphKey) -> Done:
         """Bring the graph in order. Raises `ApiError` and `NotInOrder`: try again later."""
         raw = self._index.raw(key)
         known = self._uids.get(key)
         if known is not None and (raw is None or raw["metadata"]["uid"] != known):
             del self._uids[key]
-            self._index.forget(key[0], known)
+            self._index.forget(*key)
             self._applier.forget(known)
         if raw is None or raw["metadata"].get("deletionTimestamp"):
-            return
+            return Done()
         self._uids[key] = raw["metadata"]["uid"]
         platform = self._platform(key[0])
         try:
-            observed = self._index.observe(raw, platform.apis or frozenset())
+            observed = self._index.observe(raw, platform.apis or frozenset(), self._clock())
         except ValidationError as error:
             await self._cannot_read(raw, error)
-            return
+            return Done()
         wanted = plan(observed, platform)
         try:
             applied = await self._applier.carry_out(observed, wanted)
         except NamespaceGoing:
-            return
-        self.writes += applied.writes
+            return Done()
         # The answers to what was just written tell more than the caches do.
-        after = self._index.observe(raw, observed.apis) if applied.writes else observed
+        after = observed
+        if applied.writes:
+            after = self._index.observe(raw, observed.apis, observed.at)
         await self._tell(after, applied.plan)
         if applied.plan.refused:
             first = applied.plan.refused[0]
-            raise NotInOrder(f"{first.object}: {first.message}")
+            raise NotInOrder(f"{first.object}: {first.message}", applied.writes)
+        return Done(applied.writes, wanted.look_again_s)
 
     async def _cannot_read(self, raw: Json, error: ValidationError) -> None:
         """A stored graph that this version's models don't take: said, and left as it is."""
@@ -128,7 +143,8 @@ class Reconciler:
         except ApiUnreachable:
             raise
         except ApiError as error:
-            if error.status == 404 or "test" in error.message:
+            # A failed `test` is a 422 without details; one about the status has them.
+            if error.status == 404 or (error.status == 422 and not error.body.get("details")):
                 return False
             raise
         if item["kind"] == ADAPTER:

@@ -8,9 +8,10 @@ operator, whose marker has this name.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
 
 from dynamo_runtime.kubernetes.client import ApiError, Json, KubernetesClient
 from dynamo_runtime.kubernetes.lease import Observation, expired, keep_lease, observe
@@ -23,17 +24,6 @@ SETTLE_S = 3.0
 """A restricted operator begins so long after its marker stands, so that a cluster-wide one has seen
 it and finished what it had in hand."""
 LOOK_EVERY_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """What belongs to an operator. `namespaces` empty: everything but the `marked` ones."""
-
-    namespaces: frozenset[str] = frozenset()
-    marked: frozenset[str] = frozenset()
-
-    def __contains__(self, namespace: str) -> bool:
-        return namespace in self.namespaces if self.namespaces else namespace not in self.marked
 
 
 class MarkedNamespaces:
@@ -101,17 +91,54 @@ class MarkedNamespaces:
             await self.look()
 
 
-async def mark(client: KubernetesClient, namespaces: Iterable[str], identity: str) -> None:
-    """Keep the markers of a restricted operator until cancelled."""
-    async with asyncio.TaskGroup() as group:
-        for namespace in namespaces:
-            group.create_task(
-                keep_lease(
-                    client,
-                    namespace,
-                    MARKER,
-                    identity,
-                    duration_s=DURATION_S,
-                    renew_s=RENEW_S,
+class OwnMarkers:
+    """The markers of a restricted operator, and where they stand: where one does not, a
+    cluster-wide operator may be at work."""
+
+    def __init__(
+        self,
+        namespaces: Iterable[str],
+        clock: Callable[[], float],
+        on_standing: Callable[[str], None],
+    ) -> None:
+        """`on_standing` is called with each namespace that has become ours."""
+        self._clock = clock
+        self._on_standing = on_standing
+        # namespace -> since when its marker has stood without a gap, when it was last renewed
+        self._stood: dict[str, tuple[float, float]] = {}
+        self._namespaces = tuple(namespaces)
+
+    def stands(self, namespace: str) -> bool:
+        """Whether the namespace is ours: marked for long enough that others have seen it, and not
+        for so long without renewal that they may have taken it over."""
+        now = self._clock()
+        since, renewed = self._stood.get(namespace, (math.inf, -math.inf))
+        return now - since >= SETTLE_S and now - renewed < DURATION_S
+
+    def renewed(self, namespace: str) -> bool:
+        """The marker was written; whether that begins a new time of standing."""
+        now = self._clock()
+        since, last = self._stood.get(namespace, (now, -math.inf))
+        fresh = now - last >= DURATION_S
+        self._stood[namespace] = (now if fresh else since, now)
+        return fresh
+
+    async def keep(self, client: KubernetesClient, identity: str) -> None:
+        """Keep the markers until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for namespace in self._namespaces:
+                group.create_task(
+                    keep_lease(
+                        client,
+                        namespace,
+                        MARKER,
+                        identity,
+                        duration_s=DURATION_S,
+                        renew_s=RENEW_S,
+                        on_renewed=functools.partial(self._on_renewed, namespace),
+                    )
                 )
-            )
+
+    def _on_renewed(self, namespace: str) -> None:
+        if self.renewed(namespace):
+            asyncio.get_running_loop().call_later(SETTLE_S, self._on_standing, namespace)

@@ -75,6 +75,8 @@ class Trouble:
     program); "cluster": nodes, quota, eviction."""
     lasting: bool = False
     """Whether somebody has to do something: it will not heal by itself."""
+    counted: bool = False
+    """Whether that is known from how often it happened, not from its kind."""
 
     @property
     def rank(self) -> int:
@@ -241,11 +243,11 @@ def _crash(what: str, ended: Mapping[str, Any], spec: Mapping[str, Any], restart
         limit = at(spec, "resources", "limits", "memory")
         over = f" of {limit}" if isinstance(limit, str | int) else ""
         detail = f"{what} needs more than its memory limit{over}; raise it"
-        return Trouble("OOMKilled", detail, "template", lasting)
+        return Trouble("OOMKilled", detail, "template", lasting, counted=True)
     words = last_words(text(ended, "message"))
     more = f": {words}" if words else "; see its log with kubectl logs --previous"
     detail = f"{what} ended with {exit_text(count(ended, 'exitCode'))}{more}"
-    return Trouble("CrashLoopBackOff", detail, "template", lasting)
+    return Trouble("CrashLoopBackOff", detail, "template", lasting, counted=True)
 
 
 def exit_text(code: int) -> str:

@@ -8,7 +8,7 @@ made under a name that we need is never taken over.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dynamo_runtime.kubernetes import resources
@@ -34,6 +34,11 @@ SEED_MANAGER = "dynamo-operator-seed"
 """Writes the first number of an adapter, and never again."""
 ROLLOUT_MANAGER = "dynamo-operator-rollout"
 """Shrinks workloads of earlier generations, whose other fields stay as they were applied."""
+
+
+FAILURES = 3
+"""Kinds whose writes the server failed at before the rest of a plan has to wait: each may have
+taken as long as a webhook takes to time out."""
 
 
 class NamespaceGoing(Exception):
@@ -63,52 +68,59 @@ class Applier:
     async def carry_out(self, observed: Observed, plan: Plan) -> Applied:
         """Make the cluster's objects what `plan` says.
 
-        One refused object does not keep the others from being applied; a server that fails (or a
-        webhook behind it) is not asked again before the next attempt. Raises `ApiUnreachable` if
-        the API server does not answer, and `NamespaceGoing`.
+        One refused object does not keep the others from being applied; after a failure of the
+        server (or of a webhook behind it) the rest of that kind waits for the next attempt, and
+        after `FAILURES` all that remains. Raises `ApiUnreachable` if the API server does not
+        answer, and `NamespaceGoing`.
         """
         refused: list[Refused] = []
         writes = 0
+        failing: list[str] = []  # kinds
         for manifest in plan.manifests:
+            if manifest["kind"] in failing or len(failing) >= FAILURES:
+                continue
             try:
+                _check_binding(manifest, refused)
                 writes += await self._apply(observed, plan, manifest)
             except ApiUnreachable:
                 raise
-            except ApiError as error:
+            except (ApiError, ValueError) as error:
                 refused.append(_refusal(manifest, error))
-                if error.status >= 500:
-                    return Applied(replace(plan, refused=tuple(refused)), writes)
-        for (kind, name), number in sorted(plan.scale.items()):
-            live = observed.children[kind, name]
-            body = {"spec": {"replicas": number}}
-            path = resources.of(live).path_of(live)
-            answer = await self._tolerating(
-                self._client.merge_patch(path, body, field_manager=ROLLOUT_MANAGER)
-            )
-            if answer is not None:
+                if isinstance(error, ApiError) and error.status >= 500:
+                    failing.append(manifest["kind"])
+        for key, number in sorted(plan.scale.items()):
+            live = observed.children[key]
+            try:
+                answer = await self._client.merge_patch(
+                    resources.of(live).path_of(live),
+                    {"spec": {"replicas": number}},
+                    field_manager=ROLLOUT_MANAGER,
+                )
+            except ApiUnreachable:
+                raise
+            except ApiError as error:
+                refused += _unless_moot(live, error)
+            else:
                 writes += 1
                 self._index.wrote(answer)
-                log.info("%s/%s: %s %s → %d", observed.namespace, observed.name, kind, name, number)
+                log.info("%s/%s: %s %s → %d", observed.namespace, observed.name, *key, number)
         for key in plan.delete:
             live = observed.children[key]
-            path = resources.of(live).path_of(live)
-            uid = live["metadata"]["uid"]
-            if await self._tolerating(self._client.delete(path, uid=uid, propagation="Background")):
+            try:
+                await self._client.delete(
+                    resources.of(live).path_of(live),
+                    uid=live["metadata"]["uid"],
+                    propagation="Background",
+                )
+            except ApiUnreachable:
+                raise
+            except ApiError as error:
+                refused += _unless_moot(live, error)
+            else:
                 writes += 1
+                self._index.deleted(live)
                 log.info("%s/%s: %s %s deleted", observed.namespace, observed.name, *key)
         return Applied(replace(plan, refused=tuple(refused)), writes)
-
-    async def _tolerating(self, request: Awaitable[Json]) -> Json | None:
-        """The answer; None if the object is gone or has changed by now: then it is looked at again
-        when its event comes."""
-        try:
-            return await request
-        except ApiUnreachable:
-            raise
-        except ApiError as error:
-            if error.status in (404, 409):
-                return None
-            raise
 
     async def _apply(self, observed: Observed, plan: Plan, manifest: Json) -> int:
         key: Key = manifest["kind"], manifest["metadata"]["name"]
@@ -191,6 +203,22 @@ class Applier:
         self._insisted.pop(uid, None)
 
 
+def _check_binding(manifest: Json, refused: Sequence[Refused]) -> None:
+    """Raises `ApiError` for a RoleBinding whose Role was refused: it would hand out what somebody
+    else's Role allows, to whomever the graph's author names."""
+    if manifest["kind"] != "RoleBinding":
+        return
+    role = f"Role/{manifest['roleRef']['name']}"
+    for refusal in refused:
+        if refusal.object == role:
+            raise ApiError(422, "NotOurs", f"not bound, since {role} is refused")
+
+
+def _unless_moot(live: Json, error: ApiError) -> list[Refused]:
+    """Nothing for an object that is gone or has changed by now: its event tells more."""
+    return [] if error.status in (404, 409) else [_refusal(live, error)]
+
+
 def _mark(manifest: Json) -> str:
     return str(manifest["metadata"]["annotations"][APPLIED_ANNOTATION])
 
@@ -222,14 +250,18 @@ def _check_owner(live: Json, observed: Observed) -> None:
     )
 
 
-def _refusal(manifest: Json, error: ApiError) -> Refused:
-    causes = (error.body.get("details") or {}).get("causes") or ()
-    if any(cause.get("reason") == "NamespaceTerminating" for cause in causes):
-        raise NamespaceGoing(manifest["metadata"]["namespace"])
-    labels = manifest["metadata"].get("labels") or {}
+def _refusal(manifest: Json, error: ApiError | ValueError) -> Refused:
+    metadata = manifest["metadata"]
+    if isinstance(error, ApiError):
+        causes = (error.body.get("details") or {}).get("causes") or ()
+        if any(cause.get("reason") == "NamespaceTerminating" for cause in causes):
+            raise NamespaceGoing(metadata["namespace"])
+        message, status = error.message, error.status
+    else:  # a name that can't be addressed
+        message, status = str(error), 422
     return Refused(
-        object=f"{manifest['kind']}/{manifest['metadata']['name']}",
-        message=error.message,
-        component=labels.get(names.COMPONENT_LABEL, ""),
-        transient=error.status in (0, 404, 409, 429) or error.status >= 500,
+        object=f"{manifest['kind']}/{metadata['name']}",
+        message=message,
+        component=(metadata.get("labels") or {}).get(names.COMPONENT_LABEL, ""),
+        transient=status in (0, 404, 409, 429) or status >= 500,
     )

@@ -11,6 +11,7 @@ import base64
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from dynamo_crds.v1beta1 import DynamoGraphDeployment
@@ -18,12 +19,16 @@ from dynamo_runtime.kubernetes import resources
 from dynamo_runtime.kubernetes.resources import Resource
 from pydantic import ValidationError
 
+from dynamo_operator.reconcile import revisions
 from dynamo_operator.reconcile.observed import Json, Key, Observed
 from dynamo_operator.reconcile.ownership import FIELD_MANAGER
 from dynamo_operator.render import names
 
 GraphKey = tuple[str, str]
 """namespace, name of a graph."""
+
+Place = tuple[str, str]
+"""namespace, value of the graph's label."""
 
 CHILDREN: tuple[Resource, ...] = (
     resources.DEPLOYMENTS,
@@ -63,7 +68,8 @@ def child(item: Json) -> Json:
         if "status" in item:
             cut["status"] = item["status"]
     elif kind == "ControllerRevision":
-        cut |= {key: item[key] for key in ("data", "revision") if key in item}
+        cut["revision"] = item.get("revision", 0)
+        cut["data"] = revisions.packed(item.get("data"))
     elif kind in ("InferencePool", "HTTPRoute") and "status" in item:
         cut["status"] = item["status"]
     return cut
@@ -124,8 +130,14 @@ def pod(item: Json) -> Json:
 
 
 def graph(item: Json) -> Json:
+    """A graph without who wrote it, and without the copy of it that kubectl keeps."""
     metadata = {key: value for key, value in item["metadata"].items() if key != "managedFields"}
+    if LAST_APPLIED in (annotations := metadata.get("annotations") or {}):
+        metadata["annotations"] = {k: v for k, v in annotations.items() if k != LAST_APPLIED}
     return {**item, "metadata": metadata}
+
+
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 
 def docker_secret(item: Json) -> Json:
@@ -144,7 +156,7 @@ def registries(secret: Json) -> list[str]:
         config = json.loads(base64.b64decode((secret.get("data") or {})[".dockerconfigjson"]))
         hosts = config.get("auths") or {}
         return sorted(str(host) for host in hosts)
-    except (KeyError, ValueError, AttributeError, TypeError):
+    except (KeyError, ValueError, AttributeError, TypeError, RecursionError):
         return []
 
 
@@ -165,15 +177,16 @@ class _Family:
 class GraphIndex:
     """Everything that has a graph's label, by namespace and label value.
 
-    `on_due` is called with the key of each graph of which something changed.
+    `on_due` is called with the key of each graph of which something changed, and whether that was
+    the graph itself: what its author wants, not what became of it.
     """
 
-    def __init__(self, on_due: Callable[[GraphKey], None]) -> None:
-        self._families: dict[tuple[str, str], _Family] = {}
+    def __init__(self, on_due: Callable[[GraphKey, bool], None]) -> None:
+        self._families: dict[Place, _Family] = {}
         self._on_due = on_due
-        # Answers to our own writes that the caches may not show yet: object -> the answer, or, for
-        # a deleted one, its uid.
-        self._ahead: dict[tuple[str, Key], Json | str] = {}
+        # Answers to our own writes that the caches may not show yet, by the graph they are of:
+        # object -> the answer, or, for a deleted one, its uid.
+        self._ahead: dict[Place, dict[Key, Json | str]] = {}
         self._graphs_ahead: dict[GraphKey, Json] = {}
         # The last version of objects that have gone, oldest first: an answer may come after that.
         self._gone: dict[tuple[str, Key], int] = {}
@@ -189,7 +202,8 @@ class GraphIndex:
         family = self._families.setdefault(place, _Family())
         family.graph = new
         self._tidy(place, family)
-        self._on_due((namespace, name))
+        if old is None or new is None or _wish(old) != _wish(new):
+            self._on_due((namespace, name), True)
 
     def child_changed(self, old: Json | None, new: Json | None) -> None:
         self._changed(old, new, pods=False)
@@ -216,13 +230,13 @@ class GraphIndex:
                 family.children.pop(key, None)
                 if item is new and new is not None:
                     family.children[key] = new
-                self._caught_up(place[0], key, old, new)
+                self._caught_up(place, key, old, new)
             owner = family.graph
             self._tidy(place, family)
             if owner is not None:
-                self._on_due((owner["metadata"]["namespace"], owner["metadata"]["name"]))
+                self._on_due((owner["metadata"]["namespace"], owner["metadata"]["name"]), False)
 
-    def _tidy(self, place: tuple[str, str], family: _Family) -> None:
+    def _tidy(self, place: Place, family: _Family) -> None:
         if family.graph is None and not family.children and not family.pods:
             self._families.pop(place, None)
 
@@ -230,35 +244,56 @@ class GraphIndex:
 
     def wrote(self, item: Json) -> None:
         """The API server's answer to a write: the object as it is since then."""
-        key = item["kind"], item["metadata"]["name"]
-        namespace = item["metadata"]["namespace"]
-        cached = self._cached(namespace, key, item)
-        seen = _version(cached) if cached is not None else self._gone.get((namespace, key), 0)
-        if seen < _version(item):
-            self._ahead[namespace, key] = child(item)
-
-    def _cached(self, namespace: str, key: Key, item: Json) -> Json | None:
         place = _place(item)
-        family = self._families.get(place) if place is not None else None
-        return family.children.get(key) if family is not None else None
+        if place is None:
+            return
+        key = item["kind"], item["metadata"]["name"]
+        family = self._families.get(place)
+        cached = family.children.get(key) if family is not None else None
+        seen = _version(cached) if cached is not None else self._gone.get((place[0], key), 0)
+        if seen < _version(item):
+            self._ahead.setdefault(place, {})[key] = child(item)
 
     def wrote_graph(self, item: Json) -> None:
         """The API server's answer to a write of a graph's status."""
         metadata = item["metadata"]
         self._graphs_ahead[metadata["namespace"], metadata["name"]] = graph(item)
 
-    def deleted(self, namespace: str, key: Key, uid: str) -> None:
-        """The object with this uid was told to go."""
-        self._ahead[namespace, key] = uid
+    def deleted(self, item: Json) -> None:
+        """This object was told to go."""
+        place = _place(item)
+        if place is not None:
+            key = item["kind"], item["metadata"]["name"]
+            self._ahead.setdefault(place, {})[key] = item["metadata"]["uid"]
 
-    def _caught_up(self, namespace: str, key: Key, old: Json | None, new: Json | None) -> None:
+    def listed(self, kind: str, namespace: str | None, version: str) -> None:
+        """The cache of a kind was listed anew, as it was at `version` (in one namespace, or all):
+        what it lacks has gone in a moment in which nobody watched."""
+        limit = int(version) if version.isdigit() else 0
+        for place, ahead in list(self._ahead.items()):
+            if namespace is not None and place[0] != namespace:
+                continue
+            for key, item in list(ahead.items()):
+                if key[0] == kind and (isinstance(item, str) or _version(item) <= limit):
+                    self._drop(place, key)
+                    family = self._families.get(place)
+                    if family is not None and family.graph is not None:
+                        self._on_due((place[0], family.graph["metadata"]["name"]), False)
+
+    def _drop(self, place: Place, key: Key) -> None:
+        ahead = self._ahead.get(place, {})
+        ahead.pop(key, None)
+        if not ahead:
+            self._ahead.pop(place, None)
+
+    def _caught_up(self, place: Place, key: Key, old: Json | None, new: Json | None) -> None:
         """The cache went from `old` to `new`: does it show our own write by now?"""
         if new is None and old is not None:
-            self._gone.pop((namespace, key), None)
-            self._gone[namespace, key] = _version(old)
+            self._gone.pop((place[0], key), None)
+            self._gone[place[0], key] = _version(old)
             if len(self._gone) > GONE_KEPT:
                 del self._gone[next(iter(self._gone))]
-        ahead = self._ahead.get((namespace, key))
+        ahead = self._ahead.get(place, {}).get(key)
         if ahead is None:
             return
         if isinstance(ahead, str):
@@ -268,7 +303,7 @@ class GraphIndex:
         else:
             shown = old is not None and old["metadata"]["uid"] == ahead["metadata"]["uid"]
         if shown:
-            del self._ahead[namespace, key]
+            self._drop(place, key)
 
     # called by reconciles
 
@@ -291,37 +326,40 @@ class GraphIndex:
             del self._graphs_ahead[key]
         return found if found is not None and found["metadata"]["name"] == key[1] else None
 
-    def observe(self, raw: Json, apis: frozenset[str]) -> Observed:
+    def observe(self, raw: Json, apis: frozenset[str], at: datetime | None = None) -> Observed:
         """Everything of the graph `raw`. Raises pydantic's `ValidationError` if it is none."""
         metadata = raw["metadata"]
-        namespace, uid = metadata["namespace"], metadata["uid"]
-        family = self._families.get((namespace, names.bounded(metadata["name"])), _Family())
+        place = metadata["namespace"], names.bounded(metadata["name"])
+        family = self._families.get(place, _Family())
+        ahead = self._ahead.get(place, {})
         children: dict[Key, Json] = {}
-        for key, item in family.children.items():
-            ahead = self._ahead.get((namespace, key))
-            if isinstance(ahead, str):
-                if item["metadata"]["uid"] == ahead:
+        for key, item in (*family.children.items(), *ahead.items()):
+            newer = ahead.get(key, item)
+            if isinstance(newer, str):
+                if isinstance(item, str) or item["metadata"]["uid"] == newer:
                     continue
-            elif ahead is not None:
-                item = ahead
-            if _owned_by(item, uid):
-                children[key] = item
-        for (where, key), ahead in self._ahead.items():
-            if where == namespace and not isinstance(ahead, str) and _owned_by(ahead, uid):
-                children[key] = ahead
+                newer = item
+            if _owned_by(newer, metadata["uid"]):
+                children[key] = newer
         return Observed(
             graph=parsed(raw),
             raw=raw,
             children=children,
             pods=tuple(family.pods[name] for name in sorted(family.pods)),
             apis=apis,
+            at=at,
         )
 
-    def forget(self, namespace: str, uid: str) -> None:
-        """The graph with this uid is gone; so is what was written for it."""
-        for place, ahead in list(self._ahead.items()):
-            if place[0] == namespace and not isinstance(ahead, str) and _owned_by(ahead, uid):
-                del self._ahead[place]
+    def forget(self, namespace: str, name: str) -> None:
+        """The graph of that name is gone; so is what was written for it."""
+        self._ahead.pop((namespace, names.bounded(name)), None)
+
+
+def _wish(item: Json) -> Any:
+    """What a graph's author wants: all but the status and what comes with each write."""
+    metadata = item["metadata"]
+    fields = ("uid", "generation", "deletionTimestamp", "labels", "annotations")
+    return [metadata.get(field) for field in fields]
 
 
 def parsed(raw: Json) -> DynamoGraphDeployment:
@@ -331,7 +369,7 @@ def parsed(raw: Json) -> DynamoGraphDeployment:
     )
 
 
-def _place(item: Json) -> tuple[str, str] | None:
+def _place(item: Json) -> Place | None:
     metadata = item["metadata"]
     label = (metadata.get("labels") or {}).get(names.GRAPH_LABEL)
     return None if label is None else (metadata["namespace"], label)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from dynamo_crds.v1beta1 import DynamoGraphDeployment
@@ -33,6 +34,9 @@ class Observed:
     """Pods with the graph's label."""
     apis: frozenset[str] = frozenset()
     """Kinds that the API server serves, as `group/Kind`: `gateway.networking.k8s.io/HTTPRoute`."""
+
+    at: datetime | None = None
+    """When that was, in UTC; None where time does not matter."""
 
     @property
     def name(self) -> str:

@@ -88,5 +88,7 @@ class Plan:
     """Of the workers' templates that are rolled out."""
     rollback: Rollback | None = None
     restart: RestartPlan | None = None
+    look_again_s: float | None = None
+    """The graph is due in so many seconds even if nothing changes."""
     refused: tuple[Refused, ...] = ()
     """Filled by applying."""

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from dynamo_operator.reconcile import replicas, restart, revisions, rollout
 from dynamo_operator.reconcile.observed import Json, Key, Observed
-from dynamo_operator.reconcile.ownership import stamped
+from dynamo_operator.reconcile.ownership import is_applied, stamped
 from dynamo_operator.reconcile.plan import ComponentPlan, Plan, RestartPlan, Rollback
 from dynamo_operator.reconcile.revisions import Revision
 from dynamo_operator.render import (
@@ -39,7 +39,7 @@ def plan(observed: Observed, platform: Platform) -> Plan:
     """What is to be true of the graph."""
     known = revisions.read(observed)
     fresh = render_with_notes(observed.graph, platform)
-    current, good = _current_revision(observed, known, fresh)
+    current, good, look_again_s = _current_revision(observed, known, fresh)
     kept = Kept(current.worker_hash, current.templates)
     graph = observed.graph
     rollback = None
@@ -74,17 +74,19 @@ def plan(observed: Observed, platform: Platform) -> Plan:
             name: Scale(
                 None if decision.yielded else step.new.get(name, decision.replicas),
                 str(decision.marker or ""),
+                decision.replicas,
             )
             for name, decision in decisions.items()
         },
         restarts=restarts.stamps if restarts is not None else {},
     )
-    kept_revisions = [
-        current,
-        good if rollback else revisions.last_good([*known, current], current),
-    ]
-    manifests = [current.manifest(observed), *map(_without_number, final.manifests)]
-    owned = tuple(stamped(_owned(manifest, observed)) for manifest in manifests)
+    owned = tuple(
+        stamped(_owned(manifest, observed)) for manifest in map(_without_number, final.manifests)
+    )
+    if rollback is None and not current.state and _works(observed, final, owned):
+        current = replace(current, state=revisions.GOOD)
+    owned = (stamped(_owned(current.manifest(observed), observed)), *owned)
+    needed = (current, revisions.last_good(known, current))
     return Plan(
         manifests=owned,
         seeds=_seeds(final, decisions),
@@ -94,7 +96,7 @@ def plan(observed: Observed, platform: Platform) -> Plan:
             if name in step.old and int(workload["spec"].get("replicas", 1)) != step.old[name]
         },
         delete=_superfluous(
-            observed, owned, old, step, revisions.superfluous(known, kept_revisions)
+            observed, owned, final, old, step, revisions.superfluous(known, needed)
         ),
         components=tuple(
             _component(component, decisions[component.name], old) for component in final.components
@@ -103,6 +105,7 @@ def plan(observed: Observed, platform: Platform) -> Plan:
         worker_hash=final.worker_hash,
         rollback=rollback,
         restart=restarts if restarts is not None and restarts.id else None,
+        look_again_s=look_again_s,
     )
 
 
@@ -111,9 +114,10 @@ def plan(observed: Observed, platform: Platform) -> Plan:
 
 def _current_revision(
     observed: Observed, known: list[Revision], fresh: Rendered
-) -> tuple[Revision, Revision | None]:
-    """The revision of what is wanted, judged by what has become of it, and the one to go back to
-    should it have failed: None if there is none, or nobody wants to go back."""
+) -> tuple[Revision, Revision | None, float | None]:
+    """The revision of what is wanted, judged by what has become of it; the one to go back to should
+    it have failed (None if there is none, or nobody wants to); in how many seconds to look again.
+    """
     made = revisions.made(
         observed,
         template_inputs(observed.graph),
@@ -124,22 +128,31 @@ def _current_revision(
     current = revisions.current(known, made)
     good = revisions.last_good(known, current) if _may_roll_back(observed) else None
     if current.state == revisions.FAILED and good is not None:
-        return current, good  # once is enough: its pods are gone and can't tell any more
-    if current.state != revisions.GOOD:
-        why = rollout.failure(observed, current.worker_hash, current.workers)
-        state = revisions.FAILED if why else revisions.GOOD if _is_ready(observed) else ""
-        current = replace(current, state=state, reason=why)
-    return current, good
+        return current, good, None  # its pods are gone and can't tell any more
+    if current.state == revisions.GOOD:
+        return current, good, None
+    found = rollout.failing(observed, current.worker_hash, current.workers)
+    if found.why and good is None and current.name != made.name:
+        # It never worked, so there is nothing to keep: what is rendered now may.
+        return replace(made, number=current.number + 1), None, None
+    state = revisions.FAILED if found.why else ""
+    return replace(current, state=state, reason=found.why), good, found.look_again_s
 
 
-def _is_ready(observed: Observed) -> bool:
-    """Whether the graph as it is now was last seen ready, all of it."""
-    return any(
-        condition.get("type") == "Ready"
-        and condition.get("status") == "True"
-        and condition.get("observedGeneration") == observed.generation
-        for condition in observed.status.get("conditions") or ()
-    )
+def _works(observed: Observed, final: Rendered, manifests: Sequence[Json]) -> bool:
+    """Whether the rendered templates have shown that they work: every workload has them, all of its
+    pods are available, and every kind of worker has at least one."""
+    wanted = {(item["kind"], item["metadata"]["name"]): item for item in manifests}
+    for component in final.components:
+        key = component.workload_kind, component.workload
+        live = observed.children.get(key)
+        if live is None or not is_applied(wanted[key], live):
+            return False
+        if not restart.settled(live, observed.pods):
+            return False
+        if component.kind == "worker" and not _ready(live):
+            return False
+    return bool(final.components)
 
 
 def _may_roll_back(observed: Observed) -> bool:
@@ -181,6 +194,8 @@ def _with_workers_of(
             }
             workers.append({**plain, **(size or {})})
     spec: dict[str, Any] = {**wanted["spec"], "components": [*others, *workers]}
+    if "restart" in spec:  # its order is about other components, perhaps
+        spec["restart"] = {"id": spec["restart"]["id"]}
     try:
         return DynamoGraphDeployment.model_validate({**wanted, "spec": spec})
     except ValidationError:
@@ -239,15 +254,14 @@ def _decide(
     found = {}
     wanted = {component.name: component for component in observed.graph.spec.components}
     for component in rendered.components:
-        remembering = live.get(component.name) or next(
-            (w for _, _, name, w in reversed(old) if name == component.name), None
-        )
+        earlier = next((w for _, _, name, w in reversed(old) if name == component.name), None)
+        workload = live.get(component.name)
         spec = wanted.get(component.name)
         number = None
         if spec is not None and spec.scaling_adapter is not None:
-            rolling = any(name == component.name for _, _, name, _ in old)
-            number = _adapter_number(observed, component, remembering, rolling)
-        found[component.name] = replicas.decide(component.replicas, number, remembering)
+            rolling = earlier is not None
+            number = _adapter_number(observed, component, workload or earlier, rolling)
+        found[component.name] = replicas.decide(component.replicas, number, workload, earlier)
     return found
 
 
@@ -346,11 +360,13 @@ def _owned(manifest: Json, observed: Observed) -> Json:
 def _superfluous(
     observed: Observed,
     manifests: Sequence[Json],
+    final: Rendered,
     old: Sequence[OldWorkload],
     step: rollout.Step,
     old_revisions: Sequence[str],
 ) -> tuple[Key, ...]:
-    """Children to delete: what is not rendered any more, old generations once they are empty."""
+    """Children to delete: what is not rendered any more, old generations once they are empty. What
+    belongs to a component that still serves, or that can't be rendered just now, stays."""
     wanted = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in manifests}
     emptied = {
         (kind, name)
@@ -359,17 +375,30 @@ def _superfluous(
         and int(workload["spec"].get("replicas", 1)) == 0
         and int((workload.get("status") or {}).get("replicas", 0) or 0) == 0
     }
-    serving = {(kind, name) for kind, name, _, _ in old} - emptied
+    serving = {component for kind, name, component, _ in old if (kind, name) not in emptied}
+    serving |= {component.name for component in final.components if not component.workload_kind}
     result: list[Key] = []
     for key, child in sorted(observed.children.items()):
-        if key in wanted or key in serving or child["metadata"].get("deletionTimestamp"):
+        metadata = child["metadata"]
+        if key in wanted or metadata.get("deletionTimestamp"):
+            continue
+        component = (metadata.get("labels") or {}).get(names.COMPONENT_LABEL)
+        if component in serving and key not in emptied and key[0] != ADAPTER:
             continue
         if key[0] == "ControllerRevision" and key[1] not in old_revisions:
             continue
         if key[0] == "PersistentVolumeClaim":
             continue  # what a volume holds is not given up for an edit; it goes with the graph
+        if _is_away(child, observed):
+            continue
         result.append(key)
     return tuple(result)
+
+
+def _is_away(child: Json, observed: Observed) -> bool:
+    """Whether the API server does not serve the child's kind at the moment."""
+    kind = f"{child['apiVersion'].partition('/')[0]}/{child['kind']}"
+    return kind in names.OPTIONAL_KINDS and kind not in observed.apis
 
 
 def _component(

@@ -30,6 +30,10 @@ def backoff(failures: int, rng: random.Random) -> float:
     return longest * rng.uniform(0.8, 1.0)
 
 
+class Closed(Exception):
+    """The queue gives out no more keys."""
+
+
 class WorkQueue(Generic[K]):
     """Keys that are due. `get` and `done` come in pairs; a key between them is being worked on.
 
@@ -54,6 +58,8 @@ class WorkQueue(Generic[K]):
         self._working: set[K] = set()
         self._busy: Counter[Hashable] = Counter()  # share -> how many of `_working`
         self._again: set[K] = set()
+        self._urgent: set[K] = set()  # of `_again`
+        self._closed = False
         self._failures: dict[K, int] = {}
         self._when: dict[K, float] = {}
         self._later: list[tuple[float, int, K]] = []
@@ -70,10 +76,18 @@ class WorkQueue(Generic[K]):
         """Keys whose last attempt failed."""
         return len(self._failures)
 
-    def add(self, key: K) -> None:
-        """`key` is due, also if it failed and waits: something has changed."""
+    def add(self, key: K, urgent: bool = False) -> None:
+        """`key` is due, also if it failed and waits: something has changed. What is `urgent` and
+        comes while it is worked on does not wait, however that ends."""
         self._when.pop(key, None)
         self._due(key)
+        if urgent and key in self._working:
+            self._urgent.add(key)
+        self._changed.set()
+
+    def close(self) -> None:
+        """Nothing is begun any more: `get` raises `Closed`."""
+        self._closed = True
         self._changed.set()
 
     def add_after(self, key: K, seconds: float) -> None:
@@ -88,6 +102,8 @@ class WorkQueue(Generic[K]):
     async def get(self) -> K:
         """The key of the next share that has been due for longest; it is worked on until `done`."""
         while True:
+            if self._closed:
+                raise Closed
             self._wake()
             for share, keys in self._ready.items():
                 if self._most is None or self._busy[share] < self._most:
@@ -119,10 +135,12 @@ class WorkQueue(Generic[K]):
             self._failures[key] = self._failures.get(key, 0) + 1
         else:
             self._failures.pop(key, None)
+        urgent = key in self._urgent
+        self._urgent.discard(key)
         if key in self._again:
             # What changes during an outage is no reason to hurry back into it.
             self._again.discard(key)
-            if not failed:
+            if urgent or not failed:
                 self.add(key)
                 return
         if failed:

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dynamo_operator.reconcile.ownership import FIELD_MANAGER, writers
+from dynamo_operator.reconcile.ownership import writers
+from dynamo_operator.render import names
 
-KEPT_ANNOTATION = "nvidia.com/dynamo-kept-replicas"
 AUTOSCALER = "kube-controller-manager"
 """Field manager of every HorizontalPodAutoscaler (KEDA's too), which writes through `scale`."""
 
@@ -36,7 +36,9 @@ class Marker:
         """The marker on a workload; None if there is none, or none that makes sense."""
         if workload is None:
             return None
-        text = (workload["metadata"].get("annotations") or {}).get(KEPT_ANNOTATION, "")
+        text = (workload["metadata"].get("annotations") or {}).get(
+            names.KEPT_REPLICAS_ANNOTATION, ""
+        )
         match = _MARKER.fullmatch(text)
         return cls(int(match[1]), int(match[2])) if match else None
 
@@ -57,20 +59,35 @@ class Decision:
         return self.by not in ("graph", "adapter", "kept")
 
 
-def decide(graph: int, adapter: int | None, workload: Mapping[str, Any] | None) -> Decision:
+def decide(
+    graph: int,
+    adapter: int | None,
+    workload: Mapping[str, Any] | None,
+    earlier: Mapping[str, Any] | None = None,
+) -> Decision:
     """The number for a component.
 
     `graph` is the number in the graph, `adapter` that of its adapter (None: there is none, or it is
-    being deleted), `workload` the live workload.
+    being deleted), `workload` the live workload, `earlier` that of the generation before while
+    there is no other.
     """
     if adapter is not None:
         return Decision(adapter, "adapter", Marker(graph, adapter))
-    if workload is not None and (writer := foreign_writer(workload)):
-        return Decision(int(workload["spec"].get("replicas", 1)), writer)
-    marker = Marker.of(workload)
-    if marker is not None and marker.graph == graph:
+    marker = Marker.of(workload or earlier)
+    moved = marker is not None and marker.graph != graph
+    if workload is not None and not moved and (writer := foreign_writer(workload)):
+        # Should the graph's number change, it counts again; till then nothing is written.
+        return Decision(_number(workload), writer, Marker(graph, graph))
+    if workload is None and earlier is not None and not moved and foreign_writer(earlier):
+        # What it scaled is given up for a new generation, which begins with as many.
+        return Decision(_number(earlier), "kept", Marker(graph, _number(earlier)))
+    if marker is not None and not moved:
         return Decision(marker.kept, "kept", marker)
     return Decision(graph, "graph")
+
+
+def _number(workload: Mapping[str, Any]) -> int:
+    return int(workload["spec"].get("replicas", 1))
 
 
 def foreign_writer(workload: Mapping[str, Any]) -> str:
@@ -79,6 +96,6 @@ def foreign_writer(workload: Mapping[str, Any]) -> str:
     What a person scales by hand is drift, and is put right; an autoscaler would fight back.
     """
     for manager, subresource in writers(workload, ("spec", "replicas")):
-        if subresource == "scale" and manager == AUTOSCALER and manager != FIELD_MANAGER:
+        if subresource == "scale" and manager == AUTOSCALER:
             return manager
     return ""

@@ -15,8 +15,7 @@ from dynamo_crds.parts import Restart
 from dynamo_operator.reconcile import groups
 from dynamo_operator.reconcile.observed import Json
 from dynamo_operator.reconcile.plan import RestartPlan
-
-RESTART_ANNOTATION = "nvidia.com/restartAt"
+from dynamo_operator.render import names
 
 
 def stamp(workload: Mapping[str, Any]) -> str:
@@ -26,7 +25,7 @@ def stamp(workload: Mapping[str, Any]) -> str:
         "workerTemplate"
     )
     metadata = (template or {}).get("metadata") or {}
-    return str((metadata.get("annotations") or {}).get(RESTART_ANNOTATION, ""))
+    return str((metadata.get("annotations") or {}).get(names.RESTART_ANNOTATION, ""))
 
 
 def settled(workload: Mapping[str, Any], pods: Iterable[Json]) -> bool:

@@ -11,9 +11,12 @@ its annotation whether it ever worked.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+import msgspec
 
 from dynamo_operator.reconcile.observed import Json, Observed
 from dynamo_operator.render import names
@@ -78,6 +81,17 @@ class Revision:
         }
 
 
+def packed(data: Any) -> bytes:
+    """A revision's data as caches keep it: there are several for each graph, with everything in
+    them twice, and they are read far less often than they are held."""
+    return zlib.compress(msgspec.json.encode(data), 1)
+
+
+def unpacked(data: Any) -> Any:
+    """What `packed` packed; anything else as it is."""
+    return msgspec.json.decode(zlib.decompress(data)) if isinstance(data, bytes) else data
+
+
 def made(
     observed: Observed,
     inputs: str,
@@ -97,8 +111,8 @@ def read(observed: Observed) -> list[Revision]:
     """The graph's revisions, oldest first; those that can't be understood are left out."""
     found = []
     for child in observed.of_kind("ControllerRevision"):
-        data: Any = child.get("data")
         try:
+            data: Any = unpacked(child.get("data"))
             annotations = child["metadata"].get("annotations") or {}
             found.append(
                 Revision(
@@ -113,7 +127,7 @@ def read(observed: Observed) -> list[Revision]:
                     reason=str(annotations.get(REASON_ANNOTATION, "")),
                 )
             )
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, zlib.error):
             continue
     return sorted(found, key=lambda revision: (revision.number, revision.name))
 
@@ -123,12 +137,17 @@ def current(found: list[Revision], fresh: Revision) -> Revision:
     `fresh`. It gets the highest number; one that comes back is tried anew."""
     newest = found[-1].number if found else 0
     for revision in reversed(found):
-        if revision.inputs == fresh.inputs and set(revision.templates) == set(fresh.templates):
+        if revision.inputs == fresh.inputs and _shape(revision) == _shape(fresh):
             if revision.number == newest:
                 return revision
             state = GOOD if revision.state == GOOD else ""
             return replace(revision, number=newest + 1, state=state, reason="")
     return replace(fresh, number=newest + 1)
+
+
+def _shape(revision: Revision) -> dict[str, frozenset[str]]:
+    """Which templates there are: a component that could not run then may do so now."""
+    return {name: frozenset(templates) for name, templates in revision.templates.items()}
 
 
 def last_good(found: list[Revision], than: Revision) -> Revision | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from dynamo_operator.diagnosis.pods import is_ready, trouble
@@ -110,24 +111,44 @@ def step(
 
 
 def _shrunk(workloads: Sequence[Workload], left: int) -> dict[str, int]:
-    """Numbers for `workloads` (first ones given up first) so that `left` ready pods stay. Pods
-    that are not ready serve nobody and go at once."""
-    result = {}
+    """Numbers for `workloads` (first ones given up first) so that `left` pods stay: ready ones
+    first, then others. Pods that are not ready at the moment may be so again in the next: as many
+    as are needed stay, as in a Deployment."""
+    result = dict.fromkeys((workload.name for workload in workloads), 0)
     for workload in reversed(workloads):
         result[workload.name] = min(workload.replicas, workload.ready, left)
         left -= result[workload.name]
+    for workload in reversed(workloads):
+        more = min(workload.replicas - result[workload.name], left)
+        result[workload.name] += more
+        left -= more
     return result
 
 
 # --- failing
 
 
-def failure(observed: Observed, worker_hash: str, workers: Iterable[str]) -> str:
-    """Why the containers of a generation of workers fail, in one sentence; "" if they don't.
+PATIENCE_S = 60.0
+"""So long a pod may have a trouble of its own before its template counts as failing: a registry
+hiccups, a Secret is applied a moment later. Containers that crash are counted, not timed."""
 
-    A component fails if what is in one of its pods will not work by itself (an image that can't be
-    pulled, a container that keeps crashing) and none of its pods is ready. A pod that waits for a
-    node, a quota or a volume is no failure of what is in it.
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """What is to be said of a generation of workers."""
+
+    why: str = ""
+    """Why its containers fail, in one sentence; "" if they don't, or not for certain yet."""
+    look_again_s: float | None = None
+    """In so many seconds more will be certain; None: nothing is open."""
+
+
+def failing(observed: Observed, worker_hash: str, workers: Iterable[str]) -> Failing:
+    """Whether what is in a generation's pods fails.
+
+    It does if in one component no pod is ready and one has a trouble that will not heal by itself
+    (an image that can't be pulled, a container that keeps crashing) and has had its time. A pod
+    that waits for a node, a quota or a volume is no failure of what is in it.
     """
     pods: dict[str, list[Json]] = {name: [] for name in workers}
     for pod in observed.pods:
@@ -135,25 +156,26 @@ def failure(observed: Observed, worker_hash: str, workers: Iterable[str]) -> str
         component = labels.get(names.COMPONENT_LABEL, "")
         if labels.get(names.WORKER_HASH_LABEL) == worker_hash and component in pods:
             pods[component].append(pod)
+    open_s: list[float] = []
     for component, members in sorted(pods.items()):
         if any(is_ready(pod) for pod in members):
             continue
-        troubles = [
-            found
-            for pod in members
-            if not _pulls_for_the_first_time(pod) and (found := trouble(pod)) is not None
-        ]
-        for found in sorted(troubles, key=lambda found: (found.rank, found.detail)):
-            if found.fault == "template" and found.lasting:
-                return f"component {component}: {found.reason}: {found.detail}"
-    return ""
+        found = [(pod, why) for pod in members if (why := trouble(pod)) is not None]
+        for pod, why in sorted(found, key=lambda entry: (entry[1].rank, entry[1].detail)):
+            if why.fault != "template" or not why.lasting:
+                continue
+            wait_s = 0.0 if why.counted else PATIENCE_S - _age_s(pod, observed.at)
+            if wait_s <= 0:
+                return Failing(f"component {component}: {why.reason}: {why.detail}")
+            open_s.append(wait_s)
+    return Failing(look_again_s=min(open_s) if open_s else None)
 
 
-def _pulls_for_the_first_time(pod: Json) -> bool:
-    """Whether pulling an image has failed just once: a registry may hiccup."""
-    status = pod.get("status") or {}
-    return any(
-        ((container.get("state") or {}).get("waiting") or {}).get("reason") == "ErrImagePull"
-        for key in ("initContainerStatuses", "containerStatuses")
-        for container in status.get(key) or ()
-    )
+def _age_s(pod: Json, now: datetime | None) -> float:
+    """Seconds since the pod came to its node; for ever where that, or the time, is not known."""
+    began = (pod.get("status") or {}).get("startTime") or pod["metadata"].get("creationTimestamp")
+    try:
+        since = datetime.fromisoformat(str(began))
+    except ValueError:
+        return math.inf
+    return math.inf if now is None else (now - since).total_seconds()

@@ -11,7 +11,8 @@ _KINDS = ("worker", "frontend", "epp")
 def budget(part: Part, graph: Graph, scale: Scale) -> Json | None:
     """The component's budget, over the pods of all its generations; None for a single pod, which
     a budget could only either not protect or tie to its node."""
-    if part.kind not in _KINDS or scale.replicas in (0, 1):
+    meant = scale.replicas if scale.meant is None else scale.meant
+    if part.kind not in _KINDS or meant in (0, 1):
         return None
     return {
         "apiVersion": "policy/v1",

@@ -58,6 +58,8 @@ LEADER_WORKER_SET = "leaderworkerset.x-k8s.io/LeaderWorkerSet"
 INFERENCE_POOL = "inference.networking.k8s.io/InferencePool"
 HTTP_ROUTE = "gateway.networking.k8s.io/HTTPRoute"
 POD_MONITOR = "monitoring.coreos.com/PodMonitor"
+OPTIONAL_KINDS = frozenset({LEADER_WORKER_SET, INFERENCE_POOL, HTTP_ROUTE, POD_MONITOR})
+"""Kinds that not every API server serves, as `group/Kind`."""
 
 LABEL_LIMIT = 63
 HASH_LENGTH = 8

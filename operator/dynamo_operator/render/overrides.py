@@ -30,3 +30,6 @@ class Scale:
     """None leaves the field out: another writer owns it."""
     marker: str = ""
     """Value of the workload's annotation `nvidia.com/dynamo-kept-replicas`; "" for none."""
+    meant: int | None = None
+    """What it is to have in the end, where a rollout by generations has it at fewer for now; None:
+    `replicas`."""

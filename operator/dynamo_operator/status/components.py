@@ -217,9 +217,11 @@ def _waiting(facts: ComponentFacts) -> Verdict | None:
     if it.settled:
         return None
     group = next(iter(it.groups), None)
-    if group is not None:
-        return _no(PODS_NOT_READY, str(group))
     message = f"{it.name}: {it.available} of {it.plan.replicas} {it.noun} are available"
+    if group is not None:
+        message = str(group)
+    if it.unsupported:  # the likely cause: nobody knows how to tell whether it is ready
+        message = f"{message}; {it.name}: {it.unsupported}"
     return _no(PODS_NOT_READY, message)
 
 

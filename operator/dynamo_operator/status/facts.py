@@ -162,8 +162,8 @@ class GraphFacts:
 
     @property
     def refused(self) -> tuple[Refused, ...]:
-        """Writes that were refused for good: trying again will not help."""
-        return tuple(refusal for refusal in self.plan.refused if not refusal.transient)
+        """Writes that were refused: for good first, then those that may pass."""
+        return tuple(sorted(self.plan.refused, key=lambda refusal: refusal.transient))
 
     def of_kind(self, *kinds: str) -> Iterator[Component]:
         """The components of these kinds."""
@@ -271,11 +271,10 @@ def _mark(manifest: Any) -> str:
 
 
 def _is_about(refusal: Refused, plan: ComponentPlan) -> bool:
-    """Whether the refusal keeps the component from being what is wanted. One that may pass counts
-    only if it is about the workload: a Service that waits for a retry takes nobody's requests."""
+    """Whether the refusal keeps the component from being what is wanted."""
     if refusal.object == f"{plan.workload_kind}/{plan.workload}":
         return True
-    return not refusal.transient and bool(plan.name) and refusal.component == plan.name
+    return bool(plan.name) and refusal.component == plan.name
 
 
 def _groups(component: Component, observed: Observed) -> tuple[Group, ...]:

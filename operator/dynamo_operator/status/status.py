@@ -53,7 +53,7 @@ def _state(found: GraphFacts, ready: Verdict, before: str) -> str:
     if ready.status == "True":
         return "successful"
     if (
-        found.refused
+        any(not refusal.transient for refusal in found.refused)
         or found.plan.rollback is not None
         or any(
             component.stalled

@@ -55,10 +55,11 @@ class ApiError(Exception):
 
 
 class ApiUnreachable(ApiError):
-    """No answer: refused, reset, timed out. Whether a write took effect is not known."""
+    """No answer: refused or reset, or (``reason`` Timeout) none in time. Whether a write took effect
+    is not known."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(0, "Unreachable", message)
+    def __init__(self, message: str, reason: str = "Unreachable") -> None:
+        super().__init__(0, reason, message)
 
 
 class KubernetesClient:
@@ -195,7 +196,8 @@ class KubernetesClient:
                     yield answer
                 break
         except TimeoutError as error:
-            raise ApiUnreachable(f"{access.url} did not answer {method} {path} in time") from error
+            message = f"{access.url} did not answer {method} {path} in time"
+            raise ApiUnreachable(message, "Timeout") from error
         except aiohttp.ClientError as error:
             raise ApiUnreachable(
                 f"{access.url}: {method} {path}: {error or type(error)}"

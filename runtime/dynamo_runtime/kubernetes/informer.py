@@ -11,11 +11,12 @@ Protocol: https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing
 
 from dynamo_runtime.kubernetes.client import (
@@ -37,7 +38,8 @@ PAGE = 500
 WATCH_SECONDS = (240, 480)
 """After so long the server ends a watch; random, so that not all come back at once."""
 SILENCE_S = 120.0
-"""Bookmarks come about once a minute: a connection silent for so long is taken for dead."""
+"""Bookmarks come about once a minute. A watch silent for so long hangs on a dead connection, or on
+a version that the server has yet to reach (its etcd was restored from a backup): list anew."""
 BACKOFF_S = (0.5, 10.0)
 """Pause after the first failure in a row, and the most; doubling, with jitter."""
 SHORT_WATCH_S = 1.0
@@ -70,12 +72,14 @@ class Informer:
         transform: Callable[[Json], Json | None] = identity,
         on_change: Callable[[Json | None, Json | None], None] = lambda old, new: None,
         on_problem: Callable[[str], None] = lambda problem: None,
+        on_list: Callable[[str], None] = lambda version: None,
         rng: random.Random,
         name: str = "",
         backoff_s: tuple[float, float] = BACKOFF_S,
     ) -> None:
         """``namespace`` None: all of them. ``on_problem`` gets each new ``problem``, and "" when it
-        is over. ``name`` is for the log."""
+        is over; ``on_list`` the resourceVersion of each list, once ``objects`` are in step with it.
+        ``name`` is for the log."""
         self.objects: dict[Name, Json] = {}
         self.synced = asyncio.Event()  # a first list is in ``objects``
         self.last_heard = time.monotonic()  # of an answer, event or bookmark
@@ -97,9 +101,12 @@ class Informer:
         self._transform = transform
         self._on_change = on_change
         self._on_problem = on_problem
+        self._on_list = on_list
         self._rng = rng
         self._backoff_s = backoff_s
         self._version: str | None = None  # where the next watch begins; None: list first
+        self._refreshing = asyncio.Event()  # somebody wants a new list
+        self._listed = asyncio.Condition()  # notified after each list
 
     async def run(self) -> None:
         """Follow the API server until cancelled."""
@@ -107,9 +114,9 @@ class Informer:
         while True:
             began = time.monotonic()
             try:
-                if self._version is None:
+                if self._version is None or self._refreshing.is_set():
                     self._version = await self._list()
-                await self._watch(self._version)
+                await self._until_refreshed(self._watch(self._version))
                 failures = refused = 0
                 if time.monotonic() - began < SHORT_WATCH_S:
                     failures = 1
@@ -130,6 +137,26 @@ class Informer:
                 least, most = self._backoff_s
                 pause = min(most, least * 2 ** min(failures - 1, 10))
                 await asyncio.sleep(pause * self._rng.uniform(0.5, 1.0))
+
+    async def refresh(self) -> None:
+        """List anew; return when ``objects`` are what the API server had at some moment since this
+        was called. A watch that hangs on a dead connection tells nothing for minutes."""
+        before = self.lists
+        self._refreshing.set()
+        async with self._listed:
+            await self._listed.wait_for(lambda: self.lists > before)
+
+    async def _until_refreshed(self, watch: Coroutine[None, None, None]) -> None:
+        watching = asyncio.ensure_future(watch)
+        wanted = asyncio.ensure_future(self._refreshing.wait())
+        try:
+            await asyncio.wait((watching, wanted), return_when=asyncio.FIRST_COMPLETED)
+            if watching.done():
+                watching.result()
+        finally:
+            for task in (watching, wanted):
+                task.cancel()
+            await asyncio.gather(watching, wanted, return_exceptions=True)
 
     def _report(self, error: ApiError) -> None:
         problem = str(error)
@@ -156,9 +183,11 @@ class Informer:
     async def _list(self) -> str:
         """Bring ``objects`` in step with a list; the version that a watch continues from."""
         try:
+            self._refreshing.clear()
             listed, version = await self._pages(PAGE)
         except ApiError as error:
             if error.status != 410:
+                self._version = None  # whoever wanted this list still does
                 raise
             listed, version = await self._pages(None)  # pages expired: all at once, then
         self.lists += 1
@@ -168,6 +197,9 @@ class Informer:
         for name, item in listed.items():
             self._store(name, item)
         self.synced.set()
+        self._on_list(version)
+        async with self._listed:
+            self._listed.notify_all()
         return version
 
     async def _pages(self, limit: int | None) -> tuple[dict[Name, Json], str]:
@@ -220,8 +252,8 @@ class Informer:
         try:
             new = self._transform(item)
         except Exception:
-            log.exception("%s: %s/%s could not be cut; kept whole", self.name, *name)
-            new = item
+            log.exception("%s: %s/%s could not be cut; it is left out", self.name, *name)
+            new = None
         if new is None:
             self._remove(name)
         elif new != old:
@@ -247,7 +279,7 @@ def _name(item: Json) -> Name:
 
 def _outdated(error: ApiError) -> bool:
     """The history that we want to go on from is gone, or is not (any more) the server's."""
-    if error.status == 410:
+    if error.status == 410 or (isinstance(error, ApiUnreachable) and error.reason == "Timeout"):
         return True
     causes = (error.body.get("details") or {}).get("causes") or ()
     return any(cause.get("reason") == "ResourceVersionTooLarge" for cause in causes)
@@ -277,8 +309,10 @@ class Informers:
         field_selector: str = "",
         transform: Callable[[Json], Json | None] = identity,
         on_change: Callable[[Json | None, Json | None], None] = lambda old, new: None,
+        on_list: Callable[[Resource, str | None, str], None] = lambda kind, place, version: None,
     ) -> None:
-        """Follow ``resource``; before ``run``. The rest is as for ``Informer``."""
+        """Follow ``resource``; before ``run``. ``on_list`` also gets the resource and the namespace
+        (None: all); the rest is as for ``Informer``."""
         everywhere = self._namespaces is None or not resource.namespaced
         for namespace in (None,) if everywhere else self._namespaces or ():
             informer = Informer(
@@ -289,6 +323,7 @@ class Informers:
                 field_selector=field_selector,
                 transform=transform,
                 on_change=on_change,
+                on_list=functools.partial(on_list, resource, namespace),
                 rng=self._rng,
             )
             self._members.setdefault(resource, []).append(informer)
@@ -301,6 +336,10 @@ class Informers:
         async with asyncio.TaskGroup() as group:
             for informer in self:
                 group.create_task(informer.run(), name=f"informer {informer.name}")
+
+    async def refresh(self) -> None:
+        """List everything anew, and wait for that."""
+        await asyncio.gather(*(informer.refresh() for informer in self))
 
     async def synced(self) -> None:
         """Return once each of them has had its first list."""

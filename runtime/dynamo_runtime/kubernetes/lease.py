@@ -30,7 +30,14 @@ RETRY_S = 2.0
 
 
 class LeaseLost(Exception):
-    """This process leads no more and has to stop what only a leader may do."""
+    """This process leads no more and has to stop what only a leader may do.
+
+    ``taken``: by another; otherwise it just could not be renewed, and may be acquired again.
+    """
+
+    def __init__(self, message: str, *, taken: bool) -> None:
+        super().__init__(message)
+        self.taken = taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,22 +169,35 @@ class LeaderLease:
                 if (left := self._good_until - self._clock()) <= 0:
                     break
                 if not await self._attempt(left) and self.holder not in (self.identity, ""):
-                    raise LeaseLost(f"lease {self._name}: {self.holder} has taken it")
-            raise LeaseLost(f"lease {self._name}: not renewed for {self._renew_within_s:g} s")
+                    raise LeaseLost(f"lease {self._name}: {self.holder} has taken it", taken=True)
+            message = f"lease {self._name}: not renewed for {self._renew_within_s:g} s"
+            raise LeaseLost(message, taken=False)
         finally:
             self.held = False
 
     async def release(self) -> None:
         """Let the next one begin at once. Call it when what only a leader may do has ended."""
         self.held = False
-        lease = self._observation.lease if self._observation else None
-        if lease is None or self.holder != self.identity:
-            return
-        try:
-            await self._client.replace(self._path, released(lease, wall=self._now()))
-            log.info("lease %s: released", self._name)
-        except ApiError as error:
-            log.warning("lease %s: not released, it has to expire: %s", self._name, error)
+        for _ in range(2):  # a renewal that was under way may have moved the lease meanwhile
+            try:
+                async with asyncio.timeout(self._renew_every_s):
+                    if self.holder == self.identity and not self._current:
+                        self._observation = Observation(await self._read(), self._clock())
+                    lease = self._observation.lease if self._observation else None
+                    if lease is None or self.holder != self.identity:
+                        return
+                    self._current = False
+                    lease = await self._client.replace(
+                        self._path, released(lease, wall=self._now())
+                    )
+                    self._observation = Observation(lease, self._clock())
+                    log.info("lease %s: released", self._name)
+                    return
+            except TimeoutError:
+                problem = "no answer in time"
+            except ApiError as error:
+                problem = str(error)
+        log.warning("lease %s: not released, it has to expire: %s", self._name, problem)
 
     async def _attempt(self, timeout_s: float) -> bool:
         """Try once to hold the lease, or to go on holding it; whether that is certain now."""
@@ -243,14 +263,17 @@ async def keep_lease(
     duration_s: float,
     renew_s: float,
     field_manager: str = "dynamo",
+    on_renewed: Callable[[], None] = lambda: None,
     wall: Callable[[], float] = time.time,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
     """Keep a lease that says that ``identity`` is here, until cancelled; it then expires.
 
-    For marks that nobody competes for. Failures are logged and the next renewal tries again.
+    For marks that nobody competes for. Failures are logged and the next renewal tries again, sooner
+    while the lease has never stood; ``on_renewed`` is called each time that it was written.
     """
     problem = ""
+    stands = False
     acquired = _micro_time(wall())
     while True:
         spec = {
@@ -264,11 +287,13 @@ async def keep_lease(
             await client.apply(
                 {**_named(namespace, name), "spec": spec}, field_manager=field_manager
             )
+            stands = True
+            on_renewed()
         except ApiError as error:
             problem = str(error)
             if problem != before:
                 log.warning("lease %s/%s is not renewed: %s", namespace, name, problem)
-        await sleep(renew_s)
+        await sleep(renew_s if stands else min(renew_s, RETRY_S))
 
 
 def _named(namespace: str, name: str) -> Json:

@@ -14,6 +14,10 @@ class UnknownKind(LookupError):
     """A manifest of a kind that the platform does not handle; the message names it."""
 
 
+_NO_NAME = ("", ".", "..")
+"""Names that a path would take for something else: names can come from people's manifests."""
+
+
 @dataclass(frozen=True, slots=True)
 class Resource:
     """One kind of object as one API version serves it."""
@@ -42,7 +46,7 @@ class Resource:
         """The path of an object, or, without ``name``, of the collection.
 
         Without ``namespace`` that is the collection of all namespaces. Raises ``ValueError`` where
-        an object of a namespaced kind is addressed without one.
+        an object of a namespaced kind is addressed without one, and for what can be no name.
         """
         root = "/apis" if self.group else "/api"
         parts = [root, self.api_version]
@@ -53,6 +57,9 @@ class Resource:
                 parts += ["namespaces", namespace]
         parts.append(self.plural)
         parts += [part for part in (name, subresource) if part is not None]
+        for part in (namespace, name):
+            if part is not None and (part in _NO_NAME or "/" in part or "%" in part):
+                raise ValueError(f"{self.kind} {part!r}: that is no name an object can have")
         return "/".join(parts)
 
     def path_of(self, manifest: Mapping[str, Any], subresource: str | None = None) -> str:
