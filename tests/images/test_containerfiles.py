@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from dynamo_operator.render.platform import IMAGE_NAMES, OWN_REPOSITORY, Platfor
 from images.build import IMAGES, Image, lent
 
 ROOT = Path(__file__).resolve().parents[2]
+PIP_INSTALL = r"\bpip\b.* install "
 FILES = sorted((ROOT / "images").glob("*Containerfile"))
 
 
@@ -49,7 +51,7 @@ def test_an_image_is_made_of_what_there_is(image: Image) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_what_is_installed_is_pinned(path: Path) -> None:
-    installs = [line for stage in stages(path) for line in stage if " install " in line]
+    installs = [line for stage in stages(path) for line in stage if re.search(PIP_INSTALL, line)]
     assert installs
     assert all("--require-hashes" in line or "/wheel/" in line for line in installs)
 
