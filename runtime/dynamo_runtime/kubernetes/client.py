@@ -55,8 +55,10 @@ class ApiError(Exception):
 
 
 class ApiUnreachable(ApiError):
-    """No answer: refused or reset, or (``reason`` Timeout) none in time. Whether a write took effect
-    is not known."""
+    """No answer: refused or reset, or (``reason`` Timeout) none in time.
+
+    Whether a write took effect is not known.
+    """
 
     def __init__(self, message: str, reason: str = "Unreachable") -> None:
         super().__init__(0, reason, message)

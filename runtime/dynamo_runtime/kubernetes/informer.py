@@ -182,12 +182,12 @@ class Informer:
 
     async def _list(self) -> str:
         """Bring ``objects`` in step with a list; the version that a watch continues from."""
+        self._refreshing.clear()
+        self._version = None  # a list that fails is tried again: whoever wanted it still does
         try:
-            self._refreshing.clear()
             listed, version = await self._pages(PAGE)
         except ApiError as error:
             if error.status != 410:
-                self._version = None  # whoever wanted this list still does
                 raise
             listed, version = await self._pages(None)  # pages expired: all at once, then
         self.lists += 1
