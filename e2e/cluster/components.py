@@ -259,6 +259,8 @@ def write_node_files(layout: Layout) -> None:
         "kind": "KubeletConfiguration",
         "failCgroupV1": False,
         "failSwapOn": False,
+        # A pull from a registry that never answers must not hold up those behind it.
+        "serializeImagePulls": False,
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": f"/{layout.network.name}",
         "containerRuntimeEndpoint": f"unix://{layout.containerd_socket}",
