@@ -243,3 +243,14 @@ def test_main_keeps_its_place_among_the_containers(graph: Any, platform: Platfor
     rendered = deployment["spec"]["template"]["spec"]["containers"]
     assert [c["name"] for c in rendered] == ["a", "main", "b"]
     assert rendered[0] == containers[0]
+
+
+def test_our_images_are_the_installations_own_in_every_container(one: View) -> None:
+    bare = {"name": "model", "image": "dynamo-platform/vllm", "command": ["dynamo", "model"]}
+    chosen = {"name": "old", "image": "dynamo-platform/vllm:0.0.1"}
+    others = {"name": "other", "image": "example.test/dynamo-platform/vllm"}
+    view = one(OURS, pod={"initContainers": [bare, chosen, others]})
+    [own, *rest] = view.pod["initContainers"]
+    assert own == {**bare, "image": "dynamo-platform/vllm:test"}
+    assert rest == [chosen, others]
+    assert bare["image"] == "dynamo-platform/vllm", "the graph's own data is not changed"

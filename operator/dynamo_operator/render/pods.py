@@ -139,6 +139,7 @@ def part(component: Component, graph: Graph, noted: Notes) -> Part:
     ]
     if not user:
         spec["containers"].insert(0, main)
+    _install_images(spec, graph)
     discover = graph.setting(names.PULL_SECRETS_ANNOTATION, component) != "true"
     pull_secrets = pullsecrets.of_pod(spec, graph.platform, discover)
     if pull_secrets and spec.get("imagePullSecrets") is None:
@@ -427,6 +428,19 @@ def _sidecar_frontends(
             " itself",
         )
     return dropped
+
+
+def _install_images(spec: Json, graph: Graph) -> None:
+    """Which of our images containers beside the main one run, where they leave that open."""
+    for key in ("containers", "initContainers"):
+        if found := entries(spec.get(key)):
+            spec[key] = [_installed(container, graph) for container in found]
+
+
+def _installed(container: Any, graph: Graph) -> Any:
+    written = mapping(container).get("image")
+    image = runtimes.installed(written, graph.platform)
+    return container if image == written else {**container, "image": image}
 
 
 def _claims_for_mounts(spec: Json) -> None:

@@ -149,12 +149,16 @@ def resolve(
     noted: notes.Notes,
 ) -> Runtime:
     """What `container` (`main` of a component of `component_type`, "" if it gives none) runs."""
-    image = container.get("image") or None
-    if isinstance(image, str) and (bare := _BARE_IMAGE.fullmatch(image)):
-        image = platform.image(bare[1])
+    image = installed(container.get("image"), platform) or None
     found = _resolve(component, component_type, container, image, backend, platform, noted)
     own = _OWN_IMAGE.search(found.image) if found.image else None
     return replace(found, own_image=own[1]) if own else found
+
+
+def installed(image: Any, platform: Platform) -> Any:
+    """`image`; if it is one of ours without registry and tag, the installation's own."""
+    bare = _BARE_IMAGE.fullmatch(image) if isinstance(image, str) else None
+    return platform.image(bare[1]) if bare else image
 
 
 def _resolve(
