@@ -37,7 +37,7 @@ ANSWER_LIMIT_S = 60.0
 SAMPLE_EVERY_S = 0.1
 MAX_IN_FLIGHT = 3000
 """More than this unanswered: the load is more than the machine can carry, and says so."""
-WORDS = "cache prefix block worker token router stream naïve 漢字 🚀 λ drain request batch".split()
+WORDS = ("cache", "prefix", "block", "worker", "token", "router", "naïve", "漢字", "🚀", "λ")
 ENDED_WITH = {"stop", "length"}
 
 
@@ -83,7 +83,9 @@ class Result:
 class ConstantLoad:
     """The load as a process. Leaving the block ends it and reads `result`."""
 
-    def __init__(self, url: str, *, rate: float = 100.0, seed: int = 1, model: str = "tiny") -> None:
+    def __init__(
+        self, url: str, *, rate: float = 100.0, seed: int = 1, model: str = "tiny"
+    ) -> None:
         """`url` of the frontend; `rate` in requests a second."""
         command = [
             *(sys.executable, "-m", "e2e.load.constant", url, "--model", model),
@@ -139,14 +141,14 @@ class Ask:
 
 
 def asks(rng: random.Random, model: str, prompts: int = 40) -> list[Ask]:
-    """Each prompt streamed and whole: conversations of some 60 words, answers of 4 to 12 tokens."""
+    """Each prompt streamed and whole: conversations of some 60 words, answers of 2 to 6 tokens."""
     found = []
     for number in range(prompts):
         text = " ".join(rng.choices(WORDS, k=60))
         body = {
             "model": model,
             "messages": [{"role": "user", "content": text}],
-            "max_tokens": rng.randint(4, 12),
+            "max_tokens": rng.randint(2, 6),
         }
         for stream in (False, True):
             options: dict[str, Any] = {"stream_options": {"include_usage": True}} if stream else {}
@@ -239,7 +241,7 @@ async def answer(session: aiohttp.ClientSession, ask: Ask) -> tuple[str, str, in
 
 async def sample(url: str, result: Result, began: float) -> None:
     """Ask a frontend, over a connection of its own, which workers it can route to."""
-    timeout = aiohttp.ClientTimeout(total=5.0)
+    timeout = aiohttp.ClientTimeout(total=ANSWER_LIMIT_S)
     while True:
         at = time.monotonic() - began
         try:

@@ -13,6 +13,8 @@ from e2e.cluster import Cluster
 from e2e.operator.operators import HostOperator
 from e2e.operator.space import Space
 
+ROOT = Path(__file__).parent.parent.parent
+
 
 @pytest.fixture(scope="session")
 def cluster() -> Cluster:
@@ -20,11 +22,12 @@ def cluster() -> Cluster:
     found.up()
     if not found.has_pods:
         pytest.skip(found.why_no_pods)
+    found.apply(ROOT / "crds", server_side=True)
     return found
 
 
 def _space(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Space]:
-    words = re.sub(r"[^a-z0-9]+", "-", Path(request.node.name).name.lower().removeprefix("test"))
+    words = re.sub(r"[^a-z0-9]+", "-", Path(request.node.name).stem.lower().removeprefix("test"))
     space = Space(cluster, f"pods{words[:40].rstrip('-')}-{secrets.token_hex(2)}")
     space.create()
     yield space
@@ -44,9 +47,9 @@ def space(bare_space: Space) -> Iterator[Space]:
         yield bare_space
 
 
-@pytest.fixture(scope="class")
-def class_space(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Space]:
-    """One for all tests of a class."""
+@pytest.fixture(scope="module")
+def module_space(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Space]:
+    """One for all tests of a file."""
     for space in _space(cluster, request):
         with HostOperator(space):
             yield space

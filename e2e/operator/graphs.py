@@ -7,14 +7,19 @@ from typing import Any
 Json = dict[str, Any]
 
 MODEL = "tiny"
-SMALL = {"requests": {"cpu": "20m", "memory": "64Mi"}}
+CPU = {"frontend": "200m", "worker": "50m"}
+"""What each image asks for: its weight where all of them share two cores."""
 DRAIN_S = 60
 """Limit for running requests when a pod ends: these engines answer within a second or two."""
 
 
 def container(image: str, args: list[str] | None = None, **env: str) -> Json:
     """A `main` container of one of our images."""
-    main: Json = {"name": "main", "image": f"dynamo-platform/{image}", "resources": SMALL}
+    main: Json = {
+        "name": "main",
+        "image": f"dynamo-platform/{image}",
+        "resources": {"requests": {"cpu": CPU[image], "memory": "64Mi"}},
+    }
     if args is not None:
         main["args"] = args
     variables = {"DYN_DRAIN_SECONDS": str(DRAIN_S), **env}

@@ -48,12 +48,19 @@ class HostOperator:
 
     def __enter__(self) -> Self:
         """Returns when it is ready."""
+        try:
+            self._wait_ready()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def _wait_ready(self) -> None:
         deadline = time.monotonic() + READY_S
         while not self._is_ready():
             assert self._process.poll() is None, f"it ended:\n{self.log}"
             assert time.monotonic() < deadline, f"not ready:\n{self.log}"
             time.sleep(0.1)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None

@@ -1,4 +1,4 @@
-"""One namespace of the cluster as a test sees it: kubectl in, objects out, and waiting for facts."""
+"""One namespace of the cluster as a test sees it: kubectl in, objects out, waiting for facts."""
 
 from __future__ import annotations
 

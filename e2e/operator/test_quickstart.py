@@ -52,11 +52,16 @@ def test_quickstart_serves_and_leaves_nothing(space: Space) -> None:
     for turn in range(3):
         chat.append({"role": "user", "content": f"turn {turn}: " + "tell me of the cache " * 20})
         stream = client.chat.completions.create(
-            model="tiny", messages=chat, max_tokens=24, stream=True  # type: ignore[arg-type]
+            model="tiny",
+            messages=chat,
+            max_tokens=24,
+            stream=True,  # type: ignore[arg-type]
         )
         chunks = [chunk.choices[0] for chunk in stream if chunk.choices]
         assert chunks[-1].finish_reason == "length"
-        chat.append({"role": "assistant", "content": "".join(c.delta.content or "" for c in chunks)})
+        chat.append(
+            {"role": "assistant", "content": "".join(c.delta.content or "" for c in chunks)}
+        )
         newest = decisions(space)[0]
         chosen = newest["candidates"][0]
         workers.append(chosen["name"])
