@@ -28,6 +28,14 @@ ImageTag = Annotated[
         envvar="DYN_IMAGE_TAG", help="Tag of this platform's images; its version by default."
     ),
 ]
+MapImage = Annotated[
+    list[str] | None,
+    typer.Option(
+        envvar="DYN_MAP_IMAGES",
+        help="PREFIX=OURS: images of graphs that begin with PREFIX are replaced by ours; "
+        "repeatable, beside NVIDIA's registry.",
+    ),
+]
 LogLevel = Annotated[
     str, typer.Option(envvar="DYN_LOG_LEVEL", help="DEBUG, INFO, WARNING or ERROR.")
 ]
@@ -84,6 +92,7 @@ def webhook(
     ] = 3.0,
     image_prefix: ImagePrefix = "dynamo-platform/",
     image_tag: ImageTag = "",
+    map_image: MapImage = None,
     kubeconfig: Kubeconfig = None,
     host: Annotated[
         str, typer.Option(envvar="DYN_WEBHOOK_HOST", help="Bind address of the webhook.")
@@ -118,7 +127,6 @@ def webhook(
     from dynamo_operator.admission.server import Rules
     from dynamo_operator.admission.webhook import WebhookSettings, run_webhook
     from dynamo_operator.render import Platform
-    from dynamo_operator.render.platform import NVIDIA_PREFIX
     from dynamo_runtime import __version__
     from dynamo_runtime import lifecycle as process
     from dynamo_runtime.kubernetes.access import NoCluster
@@ -127,7 +135,7 @@ def webhook(
     _configure_logs("webhook", log_level)
     platform = Platform(
         own_prefix=image_prefix,
-        images={NVIDIA_PREFIX: image_prefix},
+        images=_image_map("webhook", map_image, image_prefix),
         image_tag=image_tag or __version__,
     )
     restricted = bool(watch_namespace)
@@ -229,6 +237,7 @@ def manifests(
     ] = "dynamo-system",
     image_prefix: ImagePrefix = "dynamo-platform/",
     image_tag: ImageTag = "",
+    map_image: MapImage = None,
     replicas: Annotated[
         int, typer.Option(min=1, help="Of the operator: one leads, the others stand by.")
     ] = 2,
@@ -261,7 +270,7 @@ def manifests(
 
     Examples:
 
-      dynamo operator manifests --image-prefix registry.example/dynamo/ | kubectl apply -f -
+      dynamo operator manifests --image-prefix reg.example/dynamo-platform/ | kubectl apply -f -
 
       dynamo operator manifests --namespace team-a --watch-namespace team-a --no-webhook
     """
@@ -270,8 +279,10 @@ def manifests(
     from dynamo_operator.render.text import to_yaml
     from dynamo_runtime import __version__
 
+    _image_map("manifests", map_image, image_prefix)
     installation = Installation(
         namespace=namespace,
+        map_images=tuple(map_image or ()),
         image_prefix=image_prefix,
         replicas=replicas,
         watch_namespaces=tuple(watch_namespace or ()),
@@ -281,6 +292,16 @@ def manifests(
         image_tag=image_tag or __version__,
     )
     typer.echo(to_yaml(installed(installation)), nl=False)
+
+
+def _image_map(command: str, mappings: list[str] | None, prefix: str) -> dict[str, str]:
+    from dynamo_operator.render.platform import image_map
+
+    try:
+        return image_map(mappings or (), prefix)
+    except ValueError as problem:
+        sys.stderr.write(f"dynamo operator {command}: {problem}\n")
+        raise typer.Exit(2) from problem
 
 
 def _configure_logs(component: str, level: str) -> None:

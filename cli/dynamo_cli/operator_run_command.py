@@ -125,6 +125,7 @@ def run(
 
     from dynamo_operator.controller import OperatorSettings, run_operator
     from dynamo_operator.render import Platform
+    from dynamo_operator.render.platform import image_map
     from dynamo_runtime import lifecycle as process
     from dynamo_runtime import logs
 
@@ -136,17 +137,11 @@ def run(
     try:
         logs.configure("operator", log_level)
         platform = Platform(
+            images=image_map(split(map_image), image_prefix),
             own_prefix=image_prefix,
             image_pull_secrets=split(pull_secret),
             drain_seconds=drain_seconds,
         )
-        images = dict.fromkeys(platform.images, image_prefix)
-        for mapping in split(map_image):
-            prefix, equals, ours = mapping.partition("=")
-            if not prefix or not equals or not ours:
-                raise ValueError(f"--map-image {mapping!r}: expected PREFIX=OURS")
-            images[prefix] = ours
-        platform = replace(platform, images=images)
         if image_tag:
             platform = replace(platform, image_tag=image_tag)
     except ValueError as problem:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from dynamo_crds.schema import (
+    DNS_NAME_PATTERN,
     LIST_SET,
     Bool,
     Count,
@@ -45,7 +46,7 @@ class Metadata(Model):
             Field(
                 min_length=1,
                 max_length=253,
-                pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
+                pattern=DNS_NAME_PATTERN,
             ),
         ]
         | None

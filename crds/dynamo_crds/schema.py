@@ -47,6 +47,7 @@ QUANTITY_PATTERN = (
 )
 QUANTITY_EXPECTED = "a quantity such as 1, 500m, 16Gi"
 DNS_LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+DNS_NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 TOPOLOGY_DOMAIN_PATTERN = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"
 
 _QUANTITY = re.compile(QUANTITY_PATTERN)

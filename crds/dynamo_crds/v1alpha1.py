@@ -38,6 +38,7 @@ from dynamo_crds.parts import (
 )
 from dynamo_crds.pod import EXECUTOR_RULE, ExtraPodSpec, Probe
 from dynamo_crds.schema import (
+    DNS_NAME_PATTERN,
     LIST_SET,
     Bool,
     Count,
@@ -411,7 +412,7 @@ def _volume_is_complete(data: Any) -> Iterator[Violation]:
 class PersistentVolume(Model):
     """A PersistentVolumeClaim that services mount by name."""
 
-    name: str
+    name: Annotated[str, Field(min_length=1, max_length=253, pattern=DNS_NAME_PATTERN)]
     """Name of the claim."""
     create: Bool | None = None
     """Whether the claim is created with the graph."""

@@ -407,6 +407,7 @@ def test_all_graphs_of_the_corpus_come_back_equal(corpora: Path) -> None:
 
 # --- properties -----------------------------------------------------------------------------------
 
+dns_names = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,5}[a-z0-9])?", fullmatch=True)
 names = st.text("abcXY0", min_size=1, max_size=4)
 labels = st.dictionaries(names, names, min_size=1, max_size=2)
 sizes = st.sampled_from(["1", "500m", "16Gi", "2e3"])
@@ -548,7 +549,7 @@ alpha_graphs = st.fixed_dictionaries(
         "spec": optional(
             **shared_spec,
             envs=envs,
-            pvcs=st.lists(st.fixed_dictionaries({"name": names}), max_size=2),
+            pvcs=st.lists(st.fixed_dictionaries({"name": dns_names}), max_size=2),
             topologyConstraint=st.fixed_dictionaries({"topologyProfile": names}),
             services=parts.map(one_picker),
         ),

@@ -125,6 +125,10 @@ def test_the_restart_order_must_be_complete_and_known() -> None:
             "spec.components[0].type: can't be changed from worker to unset",
         ),
         (
+            ("components", 0, "name"), "Worker", "worker",
+            "spec.components[0].name: can't be changed from Worker to worker; remove the",
+        ),
+        (
             ("components", 0, "multinode"), None, {"nodeCount": 2},
             "spec.components[0].multinode: can't be changed from one node to several",
         ),

@@ -36,9 +36,13 @@ def forbidden_changes(before: Json, after: Json, wording: Wording) -> Iterator[D
         field = show_path(("metadata", "annotations", WORKLOAD_PROVIDER))
         yield _immutable(field, provider, wanted, ANOTHER_GRAPH)
     known = {c["name"]: c for c in old.get("components") or []}
+    spelled = {str(name).lower(): name for name in known}
     for index, component in enumerate(new.get("components") or []):
         name = str(component["name"])
-        if name in known:
+        other = spelled.get(name.lower(), name)
+        if other != name:  # one name for the objects of both, and two for their pods
+            yield _immutable(wording.component(index, name, "name"), other, name, ANOTHER_COMPONENT)
+        elif name in known:
             yield from _component(known[name], component, index, name, wording)
 
 

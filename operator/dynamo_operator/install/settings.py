@@ -26,6 +26,8 @@ class Installation:
     """Prefix of this platform's images, registry included, ending with a slash."""
     image_tag: str = __version__
     """Their tag."""
+    map_images: tuple[str, ...] = ()
+    """`PREFIX=OURS`: further images of graphs that ours replace."""
     replicas: int = 2
     """Of the operator: one leads, the others stand by with warm caches."""
     watch_namespaces: tuple[str, ...] = ()

@@ -106,6 +106,7 @@ def _images(installation: Installation) -> list[str]:
         installation.image_prefix,
         "--image-tag",
         installation.image_tag,
+        *(word for mapping in installation.map_images for word in ("--map-image", mapping)),
     ]
 
 

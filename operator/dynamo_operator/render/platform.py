@@ -4,7 +4,7 @@ The operator fills it from its configuration, the local runner and `dynamo rende
 defaults, tests by hand. Nothing in `render` reads an environment variable, a file or a clock.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -77,3 +77,17 @@ class Platform:
             if len(prefix) > len(best) and image.startswith(prefix):
                 best = prefix
         return self.images[best] if best else None
+
+
+def image_map(mappings: Iterable[str], own_prefix: str) -> dict[str, str]:
+    """`Platform.images` from `PREFIX=OURS` texts, beside NVIDIA's registry, which `own_prefix`
+    replaces. Raises `ValueError` with what is wrong and what would be right."""
+    if not own_prefix.endswith("/"):
+        raise ValueError(f"image prefix {own_prefix!r} must end with a slash: {own_prefix}/")
+    images = {NVIDIA_PREFIX: own_prefix}
+    for mapping in mappings:
+        prefix, equals, ours = mapping.partition("=")
+        if not prefix or not equals or not ours:
+            raise ValueError(f"image mapping {mapping!r}: expected PREFIX=OURS")
+        images[prefix] = ours
+    return images
