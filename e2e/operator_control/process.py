@@ -141,8 +141,11 @@ class Operator:
         self._process.terminate()
 
     async def ended(self, timeout_s: float = STOP_S) -> int:
-        """Its exit status."""
-        return await asyncio.to_thread(self._process.wait, timeout_s)
+        """Its exit status. Raises `TimeoutError`."""
+        async with asyncio.timeout(timeout_s):
+            while (status := self._process.poll()) is None:
+                await asyncio.sleep(0.05)
+        return status
 
     def close(self) -> None:
         """End it, in order if it still can."""
