@@ -67,7 +67,8 @@ class KubeApi:
         self.seen: list[web.Request] = []
         self.failures: list[Callable[[web.Request], web.StreamResponse | None]] = []
         """Each takes one request, unless it answers None; it may raise to cut the connection."""
-        self.handle_instead: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None
+        self.interfere: Callable[[web.Request], Awaitable[web.StreamResponse | None]] | None = None
+        """Answers requests in the server's place, unless with None."""
         self.gone_as_event = True
         """How a watch from too far back is refused: 410 as an event, else as HTTP status."""
         self.piece = 1 << 20
@@ -151,8 +152,8 @@ class KubeApi:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.requests.append((request.method, request.path))
         self.seen.append(request)
-        if self.handle_instead is not None:
-            return await self.handle_instead(request)
+        if self.interfere is not None and (answer := await self.interfere(request)) is not None:
+            return answer
         if self.failures and (answer := self.failures.pop(0)(request)) is not None:
             return answer
         collection, namespace, name, subresource = _parse(request.path)

@@ -176,7 +176,7 @@ async def test_no_answer_is_an_error_of_its_own() -> None:
             await never.wait()
             return web.Response()
 
-        api.handle_instead = hang
+        api.interfere = hang
         with pytest.raises(ApiUnreachable, match="did not answer GET /version in time") as error:
             await client.request("GET", "/version", timeout_s=0.05)
         assert error.value.status == 0
