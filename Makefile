@@ -67,11 +67,18 @@ quickstart: $(VENV)/.local ## Run the example graph; EXEC='…' runs a command a
 test: $(VENV)/.dev ## All tests that need neither a cluster nor torch; ALL=1 repeats those that passed
 	@$(BIN)/python scripts/test.py $(if $(ALL),--all) $(PYTEST_ARGS)
 
-e2e: $(VENV)/.dev $(VLLM)/.installed ## Real vLLM engines on CPU, in local mode
+e2e: e2e-parts ## Real vLLM engines on CPU, then everything on a real Kubernetes
 	@$(BIN)/python -m pytest e2e -m "not long" $(PYTEST_ARGS)
 
-e2e-long: $(VENV)/.dev $(VLLM)/.installed ## Minutes of load; leaves a report in docs/reports
+e2e-long: e2e-parts ## Minutes of load, outages, a thousand graphs; leaves reports in docs/reports
 	@$(BIN)/python -m pytest e2e -m long $(PYTEST_ARGS)
+
+# KUBECONFIG set: that cluster is used, with the images that it can pull. Without root there are no
+# pods, and so no images.
+.PHONY: e2e-parts
+e2e-parts: $(VENV)/.dev $(VLLM)/.installed
+	@if [ -z "$${KUBECONFIG:-}" ]; then $(BIN)/python -m e2e.cluster build; \
+	  if [ "$$(id -u)" = 0 ]; then $(BIN)/python -m images.build; fi; fi
 
 bench: $(VENV)/.dev ## Ratios against the anchors; tables in docs/benchmarks
 	@$(BIN)/python -m benchmarks
