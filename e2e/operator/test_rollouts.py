@@ -6,55 +6,13 @@ repeat the changes for minutes, with an operator that is killed again and again.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-
 import pytest
 
-from e2e.load.constant import ConstantLoad, Result
 from e2e.operator import graphs
-from e2e.operator.space import HASH_LABEL, Json, Space, condition, is_ready, uids
+from e2e.operator.rolling import ROLLOUT_S, check, hashes, replaced, under_load
+from e2e.operator.space import Json, Space, condition, is_ready, uids
 
-RATE = float(os.environ.get("E2E_RATE", "100"))
-SECONDS = 20.0
-"""So long the load goes on at least."""
-ROLLOUT_S = 180.0
 ROLLBACK = {"nvidia.com/auto-rollback": "true"}
-
-
-def check(result: Result) -> None:
-    """What every change must leave clients with."""
-    assert not result.failures, str(result)
-    assert result.answered == result.sent > RATE * SECONDS * 0.8, str(result)
-    assert not result.unroutable, str(result)
-    assert result.fewest_routable >= 1, str(result)
-    assert result.samples > SECONDS, str(result)
-
-
-def under_load(space: Space, name: str, change: Callable[[], None]) -> Result:
-    """`change`, which returns when it has taken effect, while requests come in."""
-    with ConstantLoad(space.url(name), rate=RATE) as load:
-        load.wait_until(2.0)
-        change()
-        load.wait_until(SECONDS)
-    return load.result
-
-
-def hashes(pods: list[Json]) -> set[str]:
-    return {pod["metadata"]["labels"][HASH_LABEL] for pod in pods}
-
-
-def replaced(space: Space, name: str, component: str, old: set[str]) -> Callable[[], bool]:
-    """Whether none of the pods `old` is left and the graph is ready."""
-
-    def now() -> bool:
-        pods = space.pods(name, component, ending=True)
-        ready = condition(space.get("dgd", name), "Ready").get("status") == "True"
-        return ready and not uids(pods) & old
-
-    return now
-
-
 NAME = "agg"
 
 
