@@ -1,0 +1,47 @@
+"""One namespace with one operator for all tests of this folder that need pods."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+from e2e.cluster import Cluster
+from e2e.operator.operators import HostOperator
+from e2e.operator.space import Space
+
+DISCOVERY_S = 0.5
+"""So soon the operators notice a kind that is installed."""
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Cluster:
+    found = Cluster()
+    found.up()
+    if not found.has_pods:
+        pytest.skip(found.why_no_pods)
+    return found
+
+
+@pytest.fixture(scope="package")
+def bare_space(cluster: Cluster) -> Iterator[Space]:
+    """The namespace, before its operator is started."""
+    space = Space(cluster, f"kinds-{secrets.token_hex(2)}")
+    space.create()
+    yield space
+    space.delete()
+
+
+@pytest.fixture(scope="package")
+def operator(bare_space: Space) -> Iterator[HostOperator]:
+    """Takes care of the namespace, and may read Secrets there."""
+    flags = ("--pull-secrets", bare_space.name, "--discovery-seconds", str(DISCOVERY_S))
+    with HostOperator(bare_space, *flags) as running:
+        yield running
+
+
+@pytest.fixture(scope="package")
+def space(bare_space: Space, operator: HostOperator) -> Space:
+    """A namespace whose graphs are taken care of."""
+    return bare_space

@@ -1,0 +1,118 @@
+"""The real engine in pods: the vLLM example on a cluster, its environment mounted from the machine.
+
+The image is the one of `images/vllm.Containerfile` without the engine's packages, which are six
+gigabytes: they come in as a read-only volume at the place where the full image has them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+import yaml
+
+from e2e.operator.space import Json, Space, is_ready
+from e2e.operator_kinds.chat import chat
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "vllm-cpu.yaml"
+GRAPH, MODEL = "vllm-cpu", "tiny"
+START_S = 400.0
+PACKAGES = "lib/python3.11/site-packages"
+"""Of an environment made by the Python that the images have."""
+LONG = 6000
+"""Tokens of an answer that takes this engine ten seconds or more; its context has to hold them."""
+
+
+@pytest.fixture(scope="module")
+def packages(space: Space, vllm_python: str) -> Path:
+    """The folder with the engine's packages on the node, which is this machine."""
+    if space.cluster.is_foreign:
+        pytest.skip("the engine is mounted from this machine, and that cluster is elsewhere")
+    found = Path(vllm_python).parents[1] / PACKAGES
+    if not found.is_dir():
+        pytest.skip(f"the images have Python 3.11, and there is no {found}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def engines(space: Space, packages: Path) -> Iterator[Space]:
+    """The namespace, and the example in it, ready."""
+    space.apply(graph(packages))
+    space.wait_ready(GRAPH, START_S)
+    yield space
+    space.kubectl("delete", "dgd", GRAPH, "--ignore-not-found")
+
+
+def graph(packages: Path) -> Json:
+    """The example with the engine's packages mounted into its workers."""
+    whole: Json = yaml.safe_load(EXAMPLE.read_text())
+    for component in whole["spec"]["components"]:
+        pod = component["podTemplate"]["spec"]
+        (main,) = pod["containers"]
+        main["resources"] = {"requests": {"cpu": "100m", "memory": "256Mi"}}
+        if component["type"] == "worker":
+            volume = {"path": str(packages), "type": "Directory"}
+            pod["volumes"].append({"name": "engine", "hostPath": volume})
+            mount = {"name": "engine", "mountPath": f"/opt/vllm/{PACKAGES}", "readOnly": True}
+            main["volumeMounts"].append(mount)
+            context = main["args"].index("--max-model-len") + 1
+            main["args"][context] = str(LONG + 1024)
+    return whole
+
+
+@pytest.mark.timeout(600)
+def test_two_engines_serve_by_what_they_have_cached(engines: Space) -> None:
+    workers = engines.pods(GRAPH, "Worker")
+    assert len(workers) == 2
+    assert all(map(is_ready, workers))
+    said = ["Tell me of the cache. " * 30]
+    first = chat(engines, GRAPH, MODEL, *said)
+    assert (first.how, first.overlap_blocks) == ("exact", 0)
+    said += [first.text, "And what then?"]
+    second = chat(engines, GRAPH, MODEL, *said)
+    assert (second.how, second.worker) == ("exact", first.worker)
+    assert second.overlap_blocks >= 2
+    other = chat(engines, GRAPH, MODEL, "Something else altogether. " * 30)
+    assert other.how == "exact"
+
+
+@pytest.mark.timeout(300)
+def test_deleting_the_graph_lets_a_stream_finish(engines: Space) -> None:
+    """Frontend and worker are told to end in the middle of an answer."""
+    begun = threading.Event()
+    ended: list[object] = []
+
+    def ask() -> None:
+        url = f"{engines.url(GRAPH)}/v1"
+        with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            stream = client.chat.completions.create(
+                model=MODEL,
+                messages=[{"role": "user", "content": "Go on and on."}],
+                max_tokens=LONG,
+                stream=True,
+                stream_options={"include_usage": True},
+                extra_body={"ignore_eos": True},
+            )
+            for chunk in stream:
+                begun.set()
+                ended[:] = [chunk.usage.completion_tokens if chunk.usage else None]
+
+    client = threading.Thread(target=ask)
+    client.start()
+    try:
+        assert begun.wait(60.0)
+        engines.kubectl("delete", "dgd", GRAPH)
+        engines.until(
+            lambda: not engines.pods(GRAPH),
+            "all pods told to end",
+            30.0,
+            lambda: engines.story(GRAPH),
+        )
+        assert ended == [None], "the answer was over before"
+    finally:
+        client.join(120.0)
+    assert ended == [LONG]
+    engines.until(lambda: not engines.pods(GRAPH, ending=True), "no pod left", 90.0)
