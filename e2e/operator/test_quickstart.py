@@ -35,7 +35,8 @@ def decisions(space: Space) -> list[Json]:
 
 
 @pytest.mark.timeout(300)
-def test_quickstart_serves_and_leaves_nothing(space: Space) -> None:
+def test_quickstart_serves_and_leaves_nothing(installed_space: Space) -> None:
+    space = installed_space
     before = everything(space)
     applied = space.cluster.kubectl("-n", space.name, "apply", "-f", str(EXAMPLE))
     assert "Warning" not in applied.stderr
