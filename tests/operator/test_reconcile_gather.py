@@ -69,9 +69,20 @@ def test_only_what_a_graph_owns_is_its_child() -> None:
     it = Index()
     it.index.child_changed(None, service("mine"))
     it.index.child_changed(None, service("of-an-earlier-one", owner="u0"))
-    it.index.child_changed(None, service("of-another", label="h"))
+    another = service("of-another", owner="u2", label="g")
+    another["metadata"]["ownerReferences"][0]["name"] = "h"
+    it.index.child_changed(None, another)
     assert it.children() == {"mine": "1"}
     assert set(it.due) == {("ns", "g")}
+
+
+def test_a_child_that_lost_its_label_is_still_its_owners() -> None:
+    it = Index()
+    it.index.child_changed(None, service("g-old"))
+    it.index.child_changed(service("g-old"), service("g-old", version=2, label="another"))
+    assert it.children() == {"g-old": "2"}
+    it.index.child_changed(service("g-old", version=2, label="another"), None)
+    assert it.children() == {}
 
 
 def test_a_change_makes_the_graph_due_and_nothing_else() -> None:
@@ -81,7 +92,9 @@ def test_a_change_makes_the_graph_due_and_nothing_else() -> None:
     it.index.child_changed(None, service("a"))
     assert it.due == [("ns", "g")]
     it.due.clear()
-    it.index.child_changed(service("a"), service("a", version=2, label="h"))
+    moved = service("a", version=2, label="h")
+    del moved["metadata"]["ownerReferences"]
+    it.index.child_changed(service("a"), moved)
     assert set(it.due) == {("ns", "g"), ("ns", "h")}
     assert it.children() == {}
 

@@ -28,7 +28,7 @@ GraphKey = tuple[str, str]
 """namespace, name of a graph."""
 
 Place = tuple[str, str]
-"""namespace, value of the graph's label."""
+"""namespace, name of a graph as its label has it."""
 
 CHILDREN: tuple[Resource, ...] = (
     resources.DEPLOYMENTS,
@@ -167,7 +167,7 @@ GONE_KEPT = 4096
 
 @dataclass(slots=True)
 class _Family:
-    """A graph and all objects with its label, whoever owns them."""
+    """A graph and all objects of its name: that it owns, or that have its label."""
 
     graph: Json | None = None
     children: dict[Key, Json] = field(default_factory=dict)
@@ -175,7 +175,7 @@ class _Family:
 
 
 class GraphIndex:
-    """Everything that has a graph's label, by namespace and label value.
+    """Everything that belongs to graphs, by namespace and name of the graph.
 
     `on_due` is called with the key of each graph of which something changed, and whether that was
     the graph itself: what its author wants, not what became of it.
@@ -370,7 +370,12 @@ def parsed(raw: Json) -> DynamoGraphDeployment:
 
 
 def _place(item: Json) -> Place | None:
+    """The graph that an object is of: its owner, whatever has become of its label; for pods, and
+    what nobody owns, the label tells."""
     metadata = item["metadata"]
+    for owner in metadata.get("ownerReferences") or ():
+        if owner.get("kind") == resources.GRAPHS.kind:
+            return metadata["namespace"], names.bounded(owner["name"])
     label = (metadata.get("labels") or {}).get(names.GRAPH_LABEL)
     return None if label is None else (metadata["namespace"], label)
 
