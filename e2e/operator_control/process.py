@@ -143,9 +143,9 @@ class Operator:
     async def ended(self, timeout_s: float = STOP_S) -> int:
         """Its exit status. Raises `TimeoutError`."""
         async with asyncio.timeout(timeout_s):
-            while (status := self._process.poll()) is None:
+            while self.running:  # noqa: ASYNC110 - a thread that waits could not be cancelled
                 await asyncio.sleep(0.05)
-        return status
+        return self._process.wait()
 
     def close(self) -> None:
         """End it, in order if it still can."""
