@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from dynamo_operator.reconcile.gather import CHILDREN, OPTIONAL_CHILDREN
-from dynamo_operator.reconcile.ownership import owned_fields
+from dynamo_operator.reconcile.ownership import APPLIED_ANNOTATION, owned_fields
 from dynamo_operator.reconcile.revisions import KEPT_BESIDE
 from dynamo_runtime.kubernetes import resources
 
@@ -65,7 +65,8 @@ def child(item: Json) -> Json:
         "annotations": {
             key: value
             for key, value in (metadata.get("annotations") or {}).items()
-            if not key.startswith("deployment.kubernetes.io/")
+            # The hash of what was applied covers the owner's uid.
+            if key != APPLIED_ANNOTATION and not key.startswith("deployment.kubernetes.io/")
         },
         "owners": [
             {key: value for key, value in owner.items() if key != "uid"}

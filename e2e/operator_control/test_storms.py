@@ -25,7 +25,7 @@ from e2e.operator_control.world import World, as_text, until
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 
 SEED = int(os.environ.get("STORM_SEED", "1"))
-GRAPHS, STEPS = 12, 40
+GRAPHS, STEPS = 10, 30
 KILLS = int(os.environ.get("STORM_KILLS", "50"))
 OUTAGE_S = float(os.environ.get("STORM_OUTAGE_SECONDS", "120"))
 NAMESPACE = "ctl-play"
