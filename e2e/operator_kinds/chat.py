@@ -13,6 +13,9 @@ from e2e.operator.space import Space
 
 Json = dict[str, Any]
 
+ANSWER_S = 60.0
+"""For a connection, and between parts of an answer, while this machine does much else."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -31,7 +34,8 @@ def chat(space: Space, graph: str, model: str, *said: str, max_tokens: int = 8) 
     """One request to a graph's frontend, streamed. `said`: what user and assistant said in turn,
     the user first and last."""
     roles = ("user", "assistant")
-    with openai.OpenAI(base_url=f"{space.url(graph)}/v1", api_key="none", max_retries=0) as client:
+    url = f"{space.url(graph)}/v1"
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=ANSWER_S) as client:
         stream = client.chat.completions.create(
             model=model,
             messages=[  # type: ignore[arg-type]

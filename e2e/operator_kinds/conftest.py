@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from e2e.cluster import Cluster
+from e2e.cluster.fixtures import cluster, pods
 from e2e.operator.operators import HostOperator
 from e2e.operator.space import Space
 
+__all__ = ["cluster", "pods"]
+
+CRDS = Path(__file__).parents[2] / "crds"
 DISCOVERY_S = 0.5
 """So soon the operators notice a kind that is installed."""
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Cluster:
-    found = Cluster()
-    found.up()
-    if not found.has_pods:
-        pytest.skip(found.why_no_pods)
-    return found
-
-
 @pytest.fixture(scope="package")
-def bare_space(cluster: Cluster) -> Iterator[Space]:
+def bare_space(pods: Cluster) -> Iterator[Space]:
     """The namespace, before its operator is started."""
-    space = Space(cluster, f"kinds-{secrets.token_hex(2)}")
+    if pods.is_foreign:
+        pytest.skip("pods and Services of a cluster that isn't ours can't be reached from here")
+    if not pods.kubectl("get", "crd", "dynamographdeployments.nvidia.com", check=False).stdout:
+        pods.apply(CRDS, server_side=True)
+    space = Space(pods, f"kinds-{secrets.token_hex(2)}")
     space.create()
     yield space
     space.delete()

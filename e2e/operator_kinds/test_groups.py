@@ -124,6 +124,38 @@ def test_a_change_rolls_the_group(groups: Space) -> None:
 
 
 @pytest.mark.timeout(300)
+def test_a_restart_has_ended_when_the_group_is_new(groups: Space) -> None:
+    old = uids(groups.pods(GRAPH, COMPONENT))
+    restart = {"id": "r1", "strategy": {"type": "Parallel"}}
+    groups.patch("dgd", GRAPH, {"spec": {"restart": restart}})
+
+    def completed() -> bool:
+        found = groups.get("dgd", GRAPH)["status"].get("restart") or {}
+        return (found.get("observedID"), found.get("phase")) == ("r1", "Completed")
+
+    groups.until(completed, "restarted", ROLL_S, told(groups))
+    pods = groups.pods(GRAPH, COMPONENT, ending=True)
+    assert len(pods) == 2
+    assert all(map(is_ready, pods))
+    assert not uids(pods) & old
+
+
+@pytest.mark.timeout(300)
+def test_a_group_dies_as_a_whole(groups: Space) -> None:
+    """An engine that has lost a node is none: its controller makes all of its pods anew."""
+    old = groups.pods(GRAPH, COMPONENT)
+    (lost,) = [pod for pod in old if pod not in leaders(groups)]
+    groups.kubectl("delete", "pod", lost["metadata"]["name"], "--wait=false")
+
+    def replaced() -> bool:
+        pods = groups.pods(GRAPH, COMPONENT, ending=True)
+        return len(pods) == 2 and all(map(is_ready, pods)) and not uids(pods) & uids(old)
+
+    groups.until(replaced, "a new group", ROLL_S, told(groups))
+    groups.wait_ready(GRAPH)
+
+
+@pytest.mark.timeout(300)
 def test_deleting_leaves_nothing(groups: Space) -> None:
     groups.kubectl("delete", "dgd", GRAPH)
 
