@@ -550,7 +550,9 @@ class Cluster:
         self.apply(found, server_side=True)
         limit = f"--timeout={timeout:g}s"
         if crds := addons.definitions(found):
-            self.kubectl("wait", "crd", *crds, "--for=condition=Established", limit)
+            command = ("wait", "crd", *crds, "--for=condition=Established", limit)
+            # It fails at once while a new one has no conditions at all.
+            self.wait_for(lambda: self.kubectl(*command), timeout, "definitions established")
         if addon.deployment:
             self.wait_deployment(addon.deployment, addon.namespace, timeout)
         if addon.api_service:
