@@ -23,7 +23,7 @@ START_S = 400.0
 PACKAGES = "lib/python3.11/site-packages"
 """Of an environment made by the Python that the images have."""
 LONG = 12000
-"""Tokens of an answer that takes this engine twenty seconds; context and cache have to hold them."""
+"""Tokens of an answer that takes twenty seconds or more; context and cache have to hold them."""
 
 
 @pytest.fixture(scope="module")
