@@ -69,8 +69,8 @@ def test_an_adapter_rules_while_it_exists(space: Space) -> None:
 
 
 @pytest.fixture
-def metrics(space: Space) -> Iterator[MetricsApi]:
-    with MetricsApi(space, METRIC) as api:
+def metrics(bare_space: Space) -> Iterator[MetricsApi]:
+    with MetricsApi(bare_space, METRIC) as api:
         yield api
 
 
@@ -105,9 +105,10 @@ def autoscaler(version: str) -> Json:
 @pytest.mark.parametrize("version", ["v1beta1", "v1alpha1"])
 @pytest.mark.timeout(400)
 def test_an_autoscaler_scales_and_loses_nothing(
-    space: Space, metrics: MetricsApi, version: str
+    installed_space: Space, metrics: MetricsApi, version: str
 ) -> None:
     """1 → 3 → 1 through the adapter, as upstream's examples address it."""
+    space = installed_space
     metrics.value = 1
     space.apply(scaled(1))
     space.wait_ready(NAME)
