@@ -3,7 +3,16 @@
 import os
 from collections.abc import Generator
 
+import hypothesis
 import pytest
+
+# How long an example takes is the machine's business, not a property of the code.
+hypothesis.settings.register_profile(
+    "default-without-deadline",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("default-without-deadline")
 
 # Reasons for which a test may be skipped in CI, by how the reason starts. All else must run there.
 ALLOWED_SKIPS = (

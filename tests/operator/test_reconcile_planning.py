@@ -472,6 +472,19 @@ def test_a_restart_goes_one_component_at_a_time() -> None:
     assert templates(world) == before  # taking the request away restarts nothing
 
 
+def test_a_restart_that_is_over_is_over() -> None:
+    world = aggregated()
+    world.settle()
+    world.edit(lambda spec: spec.update(restart={"id": "r1"}))
+    world.settle()
+    world.graph["status"]["restart"] = {"observedID": "r1", "phase": "Completed"}
+    world.edit(set_replicas("Worker", 3))
+    plan = world.reconcile()  # the new pods are on their way
+    assert plan.restart is not None
+    assert plan.restart.phase == "Completed"
+    assert stamps(world, "Worker") == {"r1"}
+
+
 def test_a_parallel_restart_goes_all_at_once() -> None:
     world = aggregated()
     world.settle()

@@ -23,6 +23,10 @@ class NotInPlace(Exception):
     """The API server can't be told yet; the message says what is missing."""
 
 
+class CrdMissing(NotInPlace):
+    """One of the CRDs is gone, and with it all graphs."""
+
+
 def webhook_patch(configuration: Mapping[str, Any], bundle: bytes) -> list[Json]:
     """JSON patch that makes every webhook of a configuration trust `bundle`; [] if they do."""
     wanted = base64.b64encode(bundle).decode()
@@ -66,7 +70,10 @@ async def publish(
     if conversion:
         for name in CRD_NAMES:
             path = CRDS.path(name=name)
-            crd = await _read(client, path, f"CustomResourceDefinition {name}")
+            try:
+                crd = await _read(client, path, f"CustomResourceDefinition {name}")
+            except NotInPlace as missing:
+                raise CrdMissing(f"{missing}; `dynamo operator crds --apply` makes it") from None
             owner = crd_owner(crd)
             if owner != Owner.OURS:
                 raise NotInPlace(f"CustomResourceDefinition {name} is not ours ({owner})")

@@ -21,7 +21,7 @@ from dynamo_runtime.lifecycle import Lifecycle
 from dynamo_runtime.status import AddressInUse, StatusServer
 from prometheus_client import CollectorRegistry
 
-from dynamo_operator.admission.bundle import NotInPlace, publish
+from dynamo_operator.admission.bundle import CrdMissing, NotInPlace, publish
 from dynamo_operator.admission.keeper import FileKeeper, Keeper, NoCertificate, SecretKeeper, Served
 from dynamo_operator.admission.metrics import WebhookMetrics
 from dynamo_operator.admission.server import Reviewer, Rules, WebhookServer
@@ -106,6 +106,10 @@ class Webhook:
             await self._forward()
         except ApiError as error:
             missing = f"the API server: {error}"
+        except CrdMissing as error:
+            missing = str(error)
+            self._crds_installed = not self._settings.installs_crds  # anew, at the next step
+            self._lifecycle.set_not_ready(missing)
         except (NoCertificate, NotInPlace, ssl.SSLError) as error:
             missing = str(error)
         if missing and self._still_good():

@@ -143,6 +143,7 @@ class Operator:
         )
         self._optional: dict[Resource, tuple[Informers, asyncio.Task[None]]] = {}
         self._registries: dict[tuple[str, str], Json] = {}
+        self._leading = False
         self._caches = self._make_caches()
 
     async def run(self) -> int:
@@ -309,6 +310,7 @@ class Operator:
                 # A watch may have hung unnoticed while another led and wrote.
                 await self._caches.refresh()
             leader.set(1)
+            self._leading = True
             try:
                 return await self._work_while_leading()
             except* LeaseLost as lost:
@@ -319,6 +321,7 @@ class Operator:
                 log.warning("%s: nothing is written until it is held again", first)
             finally:
                 leader.set(0)
+                self._leading = False
 
     async def _work_while_leading(self) -> None:
         settings = self._settings
@@ -388,7 +391,7 @@ class Operator:
         metrics = self._metrics
         while True:
             await asyncio.sleep(GAUGES_EVERY_S)
-            metrics.depth.labels(GRAPH).set(len(self._queue))
+            metrics.depth.labels(GRAPH).set(len(self._queue) if self._leading else 0)
             metrics.failing.set(self._queue.failing)
             metrics.relists.set(sum(cache.relists for cache in self._caches))
             silence = time.monotonic() - self._caches.last_heard

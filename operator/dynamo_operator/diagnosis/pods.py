@@ -62,6 +62,22 @@ _WRAPPING = re.compile(
 )
 
 
+_REGISTRY_AWAY = (
+    "i/o timeout",
+    "no such host",
+    "connection refused",
+    "connection reset",
+    "tls handshake timeout",
+    "deadline exceeded",
+    "service unavailable",
+    "too many requests",
+    "server misbehaving",
+)
+"""What a registry that is away, and may come back, is told by."""
+_SOCKETS = re.compile(r"[0-9a-f.:\[\]]+:\d+->")
+"""The near end of a connection, another one at each try."""
+
+
 @dataclass(frozen=True, slots=True)
 class Trouble:
     """Why one pod is not ready."""
@@ -233,7 +249,10 @@ def _image(waiting: str, said: str, image: str) -> Trouble:
         hint = "; correct the image's name or push it"
     else:
         hint = ""
+    cause = _SOCKETS.sub("", cause)
     detail = f"{image}: {bounded(cause or 'pulling fails', 240)}{hint}"
+    if any(words in low for words in _REGISTRY_AWAY):
+        return Trouble(reason, f"{detail}; is the registry reachable from the node?", "cluster")
     return Trouble(reason, detail, "template", True)
 
 

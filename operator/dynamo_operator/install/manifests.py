@@ -21,7 +21,10 @@ WEBHOOK_NAME = "graphs.dynamo-operator.nvidia.com"
 
 def manifests(installation: Installation) -> list[Json]:
     """What `kubectl apply` takes to install the operator."""
-    result = [_namespace(installation), *rights(installation), workloads.operator(installation)]
+    result = [*rights(installation), workloads.operator(installation)]
+    if installation.namespace not in installation.watch_namespaces:
+        # One that has graphs is somebody's: not ours to label, and to delete with the operator.
+        result.insert(0, _namespace(installation))
     if installation.webhook:
         if installation.cert_manager:
             result += workloads.certificate(installation)

@@ -77,7 +77,7 @@ def rights(installation: Installation) -> list[Json]:
     place = installation.namespace
     result = [_account(OPERATOR, place)]
     result += _scoped(installation, OPERATOR, operator_rules(), _operator_cluster(installation))
-    result += _role(place, OPERATOR, _own_lease(), OPERATOR, place)
+    result += _role(place, f"{OPERATOR}-lease", _own_lease(), OPERATOR, place)
     for namespace in installation.watch_namespaces:
         name = f"{OPERATOR}-marker"
         result += _role(namespace, name, _own_marker(), OPERATOR, place)
@@ -88,7 +88,7 @@ def rights(installation: Installation) -> list[Json]:
         result.append(_account(WEBHOOK, place))
         result += _scoped(installation, WEBHOOK, webhook_rules(), _webhook_cluster(installation))
         if not installation.cert_manager:
-            result += _role(place, WEBHOOK, _own_certificate(), WEBHOOK, place)
+            result += _role(place, f"{WEBHOOK}-certificate", _own_certificate(), WEBHOOK, place)
     return result
 
 

@@ -65,6 +65,7 @@ def plan(observed: Observed, platform: Platform) -> Plan:
         [component.name for component in rendered.components],
         live,
         observed.pods,
+        _completed_restart(observed),
     )
     final = render_with_notes(
         graph,
@@ -153,6 +154,12 @@ def _works(observed: Observed, final: Rendered, manifests: Sequence[Json]) -> bo
         if component.kind == "worker" and not _ready(live):
             return False
     return bool(final.components)
+
+
+def _completed_restart(observed: Observed) -> str:
+    """Id of the restart that the status says is over; "" for none."""
+    said = observed.status.get("restart") or {}
+    return str(said.get("observedID", "")) if said.get("phase") == restart.COMPLETED else ""
 
 
 def _may_roll_back(observed: Observed) -> bool:

@@ -17,6 +17,8 @@ from dynamo_operator.reconcile.observed import Json
 from dynamo_operator.reconcile.plan import RestartPlan
 from dynamo_operator.render import names
 
+COMPLETED = "Completed"
+
 
 def stamp(workload: Mapping[str, Any]) -> str:
     """The restart id on a workload's pods; "" if there is none."""
@@ -50,16 +52,20 @@ def plan(
     components: Sequence[str],
     workloads: Mapping[str, Json],
     pods: Sequence[Json],
+    completed: str = "",
 ) -> RestartPlan | None:
     """How far the wanted restart is and which stamps the components' pods are to carry.
 
     `components` in the order of the graph; `workloads`: component -> the live workload of the
-    current generation, where there is one; `pods` of the graph. Without a wanted restart the stamps
-    stay as they are: taking one away would restart the pods once more.
+    current generation, where there is one; `pods` of the graph; `completed`: id of a restart that
+    is over, whatever happens to pods later. Without a wanted restart the stamps stay as they are:
+    taking one away would restart the pods once more.
     """
     stamps = {name: stamp(workload) for name, workload in workloads.items() if stamp(workload)}
     if wanted is None:
         return RestartPlan("", "", (), stamps) if stamps else None
+    if wanted.id == completed:
+        return RestartPlan(wanted.id, COMPLETED, (), stamps)
     parallel = wanted.strategy is not None and wanted.strategy.type == "Parallel"
     order = list(wanted.strategy.order) if wanted.strategy and wanted.strategy.order else []
     order = [name for name in order if name in components]
@@ -76,5 +82,5 @@ def plan(
             continue
         stamps[name] = wanted.id
         in_progress.append(name)
-    phase = "Restarting" if in_progress else "Completed"
+    phase = "Restarting" if in_progress else COMPLETED
     return RestartPlan(wanted.id, phase, tuple(in_progress), stamps)

@@ -90,7 +90,9 @@ def part(component: Component, graph: Graph, noted: Notes) -> Part:
     _picker_config(component, graph, volumes, mounts, variables)
     aliases = ALIASES if component.multinode is not None else ()
 
-    ports = merge.ports(_ports(kind, family, numbers), entries(user.get("ports")))
+    own_ports = _ports(kind, family, numbers)
+    _note_taken_ports(component.name, own_ports, entries(user.get("ports")), noted)
+    ports = merge.ports(own_ports, entries(user.get("ports")))
     refer = References.of(ports)
     defaults: Json = {
         "name": MAIN,
@@ -144,7 +146,7 @@ def part(component: Component, graph: Graph, noted: Notes) -> Part:
     pull_secrets = pullsecrets.of_pod(spec, graph.platform, discover)
     if pull_secrets and spec.get("imagePullSecrets") is None:
         spec["imagePullSecrets"] = pull_secrets
-    _claims_for_mounts(spec)
+    _claims_for_mounts(component.name, spec, noted)
 
     labels = _labels(component, kind, role, graph)
     metadata = mapping(written.get("metadata"))
@@ -443,7 +445,22 @@ def _installed(container: Any, graph: Graph) -> Any:
     return container if image == written else {**container, "image": image}
 
 
-def _claims_for_mounts(spec: Json) -> None:
+def _note_taken_ports(
+    component: str, own: Sequence[Json], user: Sequence[Any], noted: Notes
+) -> None:
+    numbers = {port["name"]: port["containerPort"] for port in own}
+    for port in user:
+        given = mapping(port)
+        name, number = given.get("name"), given.get("containerPort")
+        if name in numbers and number != numbers[name]:
+            message = (
+                f"port {name} is {number} as written, and probes and Services follow it; the"
+                f" program itself listens on {numbers[name]} unless its variables say otherwise"
+            )
+            noted.add(component, notes.PORT_TAKEN, message)
+
+
+def _claims_for_mounts(component: str, spec: Json, noted: Notes) -> None:
     """A volume for every mount that has none: the PersistentVolumeClaim of that name."""
     volumes = entries(spec.get("volumes"))
     known = {_name(volume) for volume in volumes}
@@ -454,6 +471,9 @@ def _claims_for_mounts(spec: Json) -> None:
                 name = _name(mount)
                 if isinstance(name, str) and name not in known:
                     missing[name] = None
+    for name in missing:
+        message = f"no volume is named {name}: the PersistentVolumeClaim {name} is mounted"
+        noted.add(component, notes.CLAIM_ASSUMED, message)
     if missing:
         spec["volumes"] = volumes + [
             {"name": name, "persistentVolumeClaim": {"claimName": name}} for name in missing

@@ -132,8 +132,8 @@ class KubeconfigAccess(Access):
                 config_file=paths, context=context, client_configuration=configuration
             )
             return cls(loader, configuration)
-        except (ConfigException, OSError, ValueError, YAMLError) as error:
-            raise NoCluster(f"{paths}: {error}") from error
+        except (ConfigException, OSError, ValueError, TypeError, KeyError, YAMLError) as error:
+            raise NoCluster(f"{paths} is no kubeconfig: {error}") from error
 
     def _adopt(self) -> None:
         configuration = self._configuration
