@@ -122,7 +122,7 @@ class Operator:
             clock=time.monotonic,
             rng=self._rng,
             share=lambda key: key[0],
-            most=max(1, settings.workers // 2),
+            most=max(1, settings.workers // 2) if len(settings.namespaces) != 1 else None,
         )
         self._index = GraphIndex(self._queue.add)
         self._markers = scope.OwnMarkers(settings.namespaces, time.monotonic, self._all_due)

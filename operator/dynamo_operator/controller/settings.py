@@ -24,7 +24,7 @@ class OperatorSettings:
     leader_elect: bool = True
     """Whether to wait for the lease. Off only where nobody else can run."""
     workers: int = 8
-    """Graphs that are reconciled at the same time; of one namespace half as many."""
+    """Graphs that are reconciled at the same time; of one namespace among several half as many."""
     pull_secret_namespaces: tuple[str, ...] = ()
     """Namespaces in which Secrets of the type `kubernetes.io/dockerconfigjson` may be read, to find
     the pull secrets of images by their registry."""
