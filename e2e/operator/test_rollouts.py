@@ -1,7 +1,6 @@
 """Changes of a graph under constant load: no request fails, and there is always somebody to serve.
 
-The load goes on for 20 s after each change, or as long as the rollout takes; the `long` cases
-repeat the changes for minutes, with an operator that is killed again and again.
+The load goes on for 20 s after each change, or as long as the rollout takes.
 """
 
 from __future__ import annotations
