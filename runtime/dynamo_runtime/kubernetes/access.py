@@ -133,7 +133,7 @@ class KubeconfigAccess(Access):
             )
             return cls(loader, configuration)
         except (ConfigException, OSError, ValueError, TypeError, KeyError, YAMLError) as error:
-            raise NoCluster(f"{paths} is no kubeconfig: {error}") from error
+            raise NoCluster(f"{paths}: {error}") from error
 
     def _adopt(self) -> None:
         configuration = self._configuration
