@@ -120,7 +120,25 @@ async def _current_revision(world: World, namespace: str, name: str) -> Json:
     ]
     assert 1 <= len(owned) <= KEPT_BESIDE + 2, [item["metadata"]["name"] for item in owned]
     newest = max(owned, key=lambda item: int(item["revision"]))
-    return {**child(newest), "revision": "", "name": newest["metadata"]["name"]}
+    data = newest["data"]
+    return {
+        **child(newest),
+        "name": newest["metadata"]["name"],
+        "revision": "",
+        "data": {**data, "spec": _templates_of(data["spec"])},
+    }
+
+
+def _templates_of(spec: Json) -> Json:
+    """A spec without its numbers: a revision keeps the first one that had its templates."""
+    numbers = ("replicas", "scalingAdapter")
+    return {
+        **{key: value for key, value in spec.items() if key != "restart"},
+        "components": [
+            {key: value for key, value in component.items() if key not in numbers}
+            for component in spec["components"]
+        ],
+    }
 
 
 async def _pods(world: World, namespace: str, name: str) -> Json:
