@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import openai
 import pytest
 from dynamo_crds.load import Document, load_documents, parse_graph
 from dynamo_operator.reconcile.gather import OPTIONAL_CHILDREN
@@ -188,3 +189,23 @@ def untrue(graph: Json, known: list[Note]) -> str:
         if available["status"] != "False" or not re.search(why, available["message"]):
             return f"{component['name']}: {available}"
     return "" if re.search(NO_POD, ready["message"]) else str(ready)
+
+
+@pytest.mark.timeout(300)
+def test_a_graph_of_nvidias_images_serves_with_ours(space: Space) -> None:
+    """Their mocker, unchanged: image, command and flags are replaced, the Secret is what it wants,
+    the folder that it works in is not in our image."""
+    (document,) = (d for d in documents() if d.name == "mocker-agg")
+    space.kubectl("create", "secret", "generic", "hf-token-secret", "--from-literal=HF_TOKEN=none")
+    space.apply(document.data)
+    space.wait_ready(document.name)
+    adapted = space.condition(document.name, "Adapted")
+    assert "dynamo worker sim" in adapted["message"]
+    with openai.OpenAI(
+        base_url=f"{space.url(document.name)}/v1", api_key="none", max_retries=0
+    ) as client:
+        (model,) = client.models.list()
+        answer = client.chat.completions.create(
+            model=model.id, messages=[{"role": "user", "content": "hello"}], max_tokens=8
+        )
+    assert answer.choices[0].message.content
