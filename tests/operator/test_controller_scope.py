@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+import pytest
+from dynamo_operator.controller import scope
 from dynamo_operator.controller.scope import MarkedNamespaces, OwnMarkers
 from dynamo_operator.marker import MARKER
 from dynamo_runtime.kubernetes.client import ApiUnreachable
@@ -102,3 +105,17 @@ def test_a_namespace_is_ours_once_others_have_seen_its_marker_and_while_it_is_re
     assert not own.stands("a")
     now = 43.0
     assert own.stands("a")
+
+
+async def test_who_is_told_that_a_namespace_is_ours_finds_it_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also if the loop's timers fire early by the clock that decides."""
+    monkeypatch.setattr(scope, "SETTLE_S", 0.05)
+    loop = asyncio.get_running_loop()
+    told: asyncio.Future[bool] = loop.create_future()
+    slow = OwnMarkers(
+        ["a"], lambda: loop.time() / 2, lambda namespace: told.set_result(slow.stands(namespace))
+    )
+    slow._on_renewed("a")
+    assert await told

@@ -141,4 +141,14 @@ class OwnMarkers:
 
     def _on_renewed(self, namespace: str) -> None:
         if self.renewed(namespace):
-            asyncio.get_running_loop().call_later(SETTLE_S, self._on_standing, namespace)
+            self._announce(namespace)
+
+    def _announce(self, namespace: str) -> None:
+        """Tell that the namespace is ours, once it is. A loop's timers count from when its turn
+        began, and so may fire early: who is told then would find that it is not ours."""
+        since, _ = self._stood[namespace]
+        left = since + SETTLE_S - self._clock()
+        if left > 0:
+            asyncio.get_running_loop().call_later(left, self._announce, namespace)
+        else:
+            self._on_standing(namespace)
