@@ -263,6 +263,22 @@ async def sample(url: str, result: Result, began: float) -> None:
         await asyncio.sleep(SAMPLE_EVERY_S)
 
 
+async def reachable(url: str) -> None:
+    """Until the Service leads to somebody: it may be a moment behind the pods' readiness. Raises
+    `TimeoutError`."""
+    once = aiohttp.ClientTimeout(total=2.0)
+    async with asyncio.timeout(ANSWER_LIMIT_S):
+        while True:
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                async with (
+                    aiohttp.ClientSession(timeout=once) as session,
+                    session.get(f"{url}/health") as response,
+                ):
+                    if response.status == 200:
+                        return
+            await asyncio.sleep(0.1)
+
+
 async def run(options: argparse.Namespace) -> Result:
     rng = random.Random(options.seed)
     result = Result()
@@ -271,6 +287,7 @@ async def run(options: argparse.Namespace) -> Result:
     latencies: list[float] = []
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await reachable(options.url)
     began = time.monotonic()
     clients = Clients(options.url, rng, result)
     running: set[asyncio.Task[None]] = set()
