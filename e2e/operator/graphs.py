@@ -53,6 +53,15 @@ def worker(
     return component(name, type, container("worker", args, **env), replicas, **(fields or {}))
 
 
+def hesitant(worker: Json, seconds: int = 10) -> Json:
+    """`worker`, whose pods are not asked before so long whether they are ready: time enough to
+    change one's mind about it."""
+    main = worker["podTemplate"]["spec"]["containers"][0]
+    probe = {"httpGet": {"path": "/ready", "port": "system"}, "periodSeconds": 2}
+    main["readinessProbe"] = {**probe, "initialDelaySeconds": seconds}
+    return worker
+
+
 def graph(name: str, *components: Json, annotations: Json | None = None, **spec: Any) -> Json:
     """A DynamoGraphDeployment."""
     return {
@@ -63,11 +72,12 @@ def graph(name: str, *components: Json, annotations: Json | None = None, **spec:
     }
 
 
-def prefill_and_decode(name: str, prefill: int = 1, decode: int = 2, **env: str) -> Json:
+def prefill_and_decode(
+    name: str, prefill: int = 1, decode: int = 2, hesitate: bool = False, **env: str
+) -> Json:
     """A graph whose workers have roles; both roles change together with `env`."""
-    return graph(
-        name,
-        frontend(),
+    roles = [
         worker(prefill, name="Prefill", type="prefill", **env),
         worker(decode, name="Decode", type="decode", **env),
-    )
+    ]
+    return graph(name, frontend(), *(map(hesitant, roles) if hesitate else roles))

@@ -18,7 +18,8 @@ def check(result: Result) -> None:
     """What every change must leave clients with."""
     assert not result.failures, str(result)
     assert result.answered == result.sent, str(result)
-    assert result.rate > 0.7 * RATE, str(result)
+    # At least what that rate gives in that time: a busy machine may take longer over it.
+    assert result.sent > 0.9 * RATE * SECONDS, str(result)
     assert not result.unroutable, str(result)
     assert result.fewest_routable >= 1, str(result)
     assert result.samples > SECONDS, str(result)

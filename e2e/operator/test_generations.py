@@ -32,7 +32,8 @@ def at_rest(space: Space, generation: str) -> bool:
 
 
 def generation(name: str) -> Json:
-    return graphs.prefill_and_decode(NAME, prefill=1, decode=2, GENERATION=name)
+    """Generation "a", or "b" whose pods take their time, so that things can happen halfway."""
+    return graphs.prefill_and_decode(NAME, hesitate=name == "b", GENERATION=name)
 
 
 @pytest.mark.timeout(400)
