@@ -21,7 +21,7 @@ from typing import Self
 
 from e2e.operator.space import Space
 
-READY_S = 60.0
+READY_S = 180.0
 
 
 def _first() -> None:
