@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from dynamo_operator.marker import MARKER
+
 from e2e.operator.space import Space
 
 READY_S = 180.0
@@ -69,6 +71,8 @@ class HostOperator:
             assert self._process.poll() is None, f"it ended:\n{self.log}"
             assert time.monotonic() < deadline, f"not ready:\n{self.log}"
             time.sleep(0.1)
+        # Until its mark stands, the namespace is the installed operator's.
+        self._space.until(lambda: self._space.exists("lease", MARKER), "its mark", READY_S)
 
     def __exit__(
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
