@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from e2e.operator_control.plane import SYSTEM, Plane
 
-START_S = 60.0
+START_S = 180.0
 STOP_S = 30.0
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICK = os.sysconf("SC_CLK_TCK")

@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from dynamo_runtime.kubernetes import resources
 
 from e2e.operator_control.conftest import prepared
 from e2e.operator_control.plane import Plane, told
 from e2e.operator_control.process import START_S, Operator
 from e2e.operator_control.script import play, script, settled
 from e2e.operator_control.state import final_state, orphans, repeated_events
-from e2e.operator_control.world import World, as_text, until
+from e2e.operator_control.world import World, as_text, is_in_state, until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 
@@ -89,6 +90,7 @@ async def run(
     world: World, storm: Storm | None, *extra: str, pace: float = 1.0
 ) -> tuple[dict[str, Any], Supervised]:
     """Play the script from an empty namespace, with a storm beside it; the final state."""
+    await world.gone(NAMESPACE, 120.0)
     async with world.namespace(NAMESPACE):
         operator = Supervised(world.plane, *extra)
         try:
@@ -116,10 +118,24 @@ async def run(
             await asyncio.sleep(10.0)  # on purpose: it is about nothing happening
             written = world.plane.writes(mark, NAMESPACE)
             assert written == [], told(written)
+        except BaseException:
+            await explain(world, operator)
+            raise
         finally:
             await operator.close()
         await world.gone(NAMESPACE, 120.0)
     return state, operator
+
+
+async def explain(world: World, operator: Supervised) -> None:
+    """Print what there is to see of a run that failed."""
+    print("--- operator", *operator.lines[-50:], *operator.current.lines[-100:], sep="\n")
+    for item in await world.list(resources.GRAPHS, NAMESPACE):
+        if not is_in_state(item, "successful"):
+            print("--- graph", as_text(item), sep="\n")
+    for item in await world.list(resources.DEPLOYMENTS, NAMESPACE):
+        spec, status = item["spec"], item.get("status")
+        print("--- deployment", item["metadata"]["name"], spec["replicas"], as_text(status))
 
 
 async def _to_the_end(storm: Storm, operator: Supervised) -> None:
@@ -191,11 +207,11 @@ async def test_an_api_server_that_is_away_for_minutes(storm_world: World) -> Non
         await asyncio.sleep(20.0)
         await asyncio.to_thread(cluster.stop_apiserver)
         await asyncio.sleep(OUTAGE_S)
-        await asyncio.to_thread(cluster.start_apiserver)
+        await asyncio.to_thread(cluster.start_apiserver, START_S)
         await asyncio.sleep(5.0)
         for _ in range(5):  # and then it is not well for a while
             await asyncio.to_thread(cluster.stop_apiserver)
-            await asyncio.to_thread(cluster.start_apiserver)
+            await asyncio.to_thread(cluster.start_apiserver, START_S)
             await asyncio.sleep(4.0)
 
     async with reported("API server away") as lines:
@@ -227,7 +243,7 @@ async def test_a_history_that_is_gone(storm_world: World) -> None:
             await asyncio.sleep(6.0)
             await asyncio.to_thread(cluster.compact_etcd)
             await asyncio.to_thread(cluster.stop_apiserver)  # its watches break
-            await asyncio.to_thread(cluster.start_apiserver)
+            await asyncio.to_thread(cluster.start_apiserver, START_S)
             await asyncio.sleep(3.0)
             await asyncio.to_thread(cluster.compact_etcd)
             operator.current.resume()
