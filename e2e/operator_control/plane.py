@@ -22,6 +22,8 @@ from e2e.cluster.settings import Layout
 SYSTEM = "ctl-system"
 """Namespace of the operators' accounts and leases."""
 ACCOUNTS = ("alpha", "beta", "gamma")
+START_S = 180.0
+"""On a machine that does much else."""
 WRITES = frozenset({"create", "update", "patch", "delete", "deletecollection"})
 
 _POLICY = {
@@ -84,6 +86,18 @@ class Plane:
 
     def down(self) -> None:
         self.cluster.down()
+
+    def lose_apiserver(self) -> None:
+        """Kill the API server. The parts that play nodes and their pods stop with it: they would
+        take the silence for dead nodes, which would make this a test of something else."""
+        for part in ("kwok", "controller-manager", "apiserver"):
+            self.cluster.stop_component(part)
+
+    def restore_apiserver(self) -> None:
+        """Bring it back; returns when it is ready."""
+        self.cluster.start_apiserver(START_S)
+        for part in ("kwok", "controller-manager"):
+            self.cluster.start_component(part)
 
     async def client(self, account: str = "") -> KubernetesClient:
         """As an operator's account, or as the administrator."""

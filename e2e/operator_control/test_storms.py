@@ -201,17 +201,17 @@ async def test_killed_at_random_points(storm_world: World) -> None:
 
 async def test_an_api_server_that_is_away_for_minutes(storm_world: World) -> None:
     expected = await calm(storm_world)
-    cluster = storm_world.plane.cluster
+    plane = storm_world.plane
 
     async def storm(operator: Supervised) -> None:
         await asyncio.sleep(20.0)
-        await asyncio.to_thread(cluster.stop_apiserver)
+        await asyncio.to_thread(plane.lose_apiserver)
         await asyncio.sleep(OUTAGE_S)
-        await asyncio.to_thread(cluster.start_apiserver, START_S)
+        await asyncio.to_thread(plane.restore_apiserver)
         await asyncio.sleep(5.0)
         for _ in range(5):  # and then it is not well for a while
-            await asyncio.to_thread(cluster.stop_apiserver)
-            await asyncio.to_thread(cluster.start_apiserver, START_S)
+            await asyncio.to_thread(plane.lose_apiserver)
+            await asyncio.to_thread(plane.restore_apiserver)
             await asyncio.sleep(4.0)
 
     async with reported("API server away") as lines:
@@ -232,7 +232,7 @@ async def test_an_api_server_that_is_away_for_minutes(storm_world: World) -> Non
 
 async def test_a_history_that_is_gone(storm_world: World) -> None:
     expected = await calm(storm_world)
-    cluster = storm_world.plane.cluster
+    plane = storm_world.plane
     relists = 0.0
 
     async def storm(operator: Supervised) -> None:
@@ -241,11 +241,11 @@ async def test_a_history_that_is_gone(storm_world: World) -> None:
             await asyncio.sleep(8.0)
             operator.current.pause()  # it hears nothing, while others go on
             await asyncio.sleep(6.0)
-            await asyncio.to_thread(cluster.compact_etcd)
-            await asyncio.to_thread(cluster.stop_apiserver)  # its watches break
-            await asyncio.to_thread(cluster.start_apiserver, START_S)
+            await asyncio.to_thread(plane.cluster.compact_etcd)
+            await asyncio.to_thread(plane.lose_apiserver)  # its watches break
+            await asyncio.to_thread(plane.restore_apiserver)
             await asyncio.sleep(3.0)
-            await asyncio.to_thread(cluster.compact_etcd)
+            await asyncio.to_thread(plane.cluster.compact_etcd)
             operator.current.resume()
         await asyncio.sleep(10.0)
         relists = await operator.current.total("dynamo_operator_informer_relists")

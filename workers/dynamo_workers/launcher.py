@@ -34,6 +34,7 @@ from dynamo_kv_router.stream.publisher import WorkerPublisher
 from dynamo_runtime.child import Child, signal_group
 from dynamo_runtime.lifecycle import Lifecycle
 from dynamo_runtime.status import AddressInUse, StatusServer, bind
+from dynamo_runtime.unsent import until_sent
 from prometheus_client import CollectorRegistry
 
 from dynamo_workers import orphans
@@ -436,11 +437,18 @@ class Launcher:
             if running:
                 quiet_since = moment
             elif moment - quiet_since >= self._settings.drain_quiet_s:
+                await self._until_sent(self._settings.drain_s - (moment - began))
                 return 0
             if moment - began >= self._settings.drain_s:
                 return running
             await asyncio.wait({ended}, timeout=DRAIN_POLL_S)
         return running
+
+    async def _until_sent(self, limit_s: float) -> None:
+        """Wait for readers that are slow: answers that have ended may still be on their way."""
+        left = await until_sent(self._settings.http_host, self._settings.http_port, limit_s)
+        if left:
+            log.warning("%d bytes of answers were never taken", left)
 
     def _running(self) -> int:
         """Requests in the engine; its own late figure where the middleware never said a word."""

@@ -12,6 +12,7 @@ import functools
 import logging
 import resource
 import tempfile
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from aiohttp import web
 from dynamo_runtime.discovery import Endpoint
 from dynamo_runtime.lifecycle import Lifecycle
 from dynamo_runtime.status import AddressInUse, StatusServer, bind
+from dynamo_runtime.unsent import until_sent
 from prometheus_client import CollectorRegistry
 
 from dynamo_epp.extproc import Picker
@@ -166,18 +168,24 @@ async def _drain(settings: FrontendSettings, envoy: Envoy) -> None:
         log.info("accepting requests for another %g s", settings.drain_accept_seconds)
         await asyncio.sleep(settings.drain_accept_seconds)
     await envoy.stop_accepting()
+    began = time.monotonic()
     try:
         async with asyncio.timeout(settings.drain_seconds):
             while active := await envoy.active_requests():
                 log.debug("waiting for %d requests", active)
                 await asyncio.sleep(_IDLE_POLL_S)
-        await asyncio.sleep(ACCESS_LOG_FLUSH_S)  # the last requests' entries are on their way
     except TimeoutError:
         log.warning(
             "%d requests still run after %g s of draining; cutting them",
             await envoy.active_requests(),
             settings.drain_seconds,
         )
+        return
+    # Answers that have ended may still be on their way to slow readers.
+    limit = settings.drain_seconds - (time.monotonic() - began)
+    if left := await until_sent(settings.http_host, settings.http_port, limit):
+        log.warning("%d bytes of answers were never taken", left)
+    await asyncio.sleep(ACCESS_LOG_FLUSH_S)  # the last requests' entries are on their way, too
 
 
 def _check_port(settings: FrontendSettings) -> None:
