@@ -18,7 +18,7 @@ from e2e.operator_control.world import World, condition, until
 HOOKS = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
 BROKEN = 12
 """More than the operator has workers."""
-SOON_S = 15.0
+SOON_S = 60.0
 """Far longer than a graph needs alone, also on a machine that does much else."""
 
 
