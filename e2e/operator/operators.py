@@ -77,7 +77,9 @@ class HostOperator:
     def __exit__(
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
     ) -> None:
-        """Ends it in order, as a Deployment would."""
+        """Ends it in order, as a Deployment would; once is enough."""
+        if self._log.closed:
+            return
         self._process.terminate()
         try:
             self._process.wait(30.0)
