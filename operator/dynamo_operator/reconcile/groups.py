@@ -15,11 +15,16 @@ from dynamo_operator.reconcile.observed import Json
 from dynamo_operator.render import names
 
 
+def is_updating(workload: Mapping[str, Any]) -> bool:
+    """Whether groups are being replaced. Until they all have been, counts may be of old ones."""
+    return condition(workload, "UpdateInProgress").get("status") == "True"
+
+
 def is_current(workload: Mapping[str, Any], pods: Iterable[Json]) -> bool:
     """Whether the status of a LeaderWorkerSet, one of whose pods may be any of `pods`, has to do
     with its templates as they are: an update is under way, or every group that counts is of them.
     """
-    if condition(workload, "UpdateInProgress").get("status") == "True":
+    if is_updating(workload):
         return True
     template = at(workload, "spec", "leaderWorkerTemplate", "leaderTemplate")
     name = text(workload, "metadata", "name")

@@ -37,7 +37,7 @@ def settled(workload: Mapping[str, Any], pods: Iterable[Json]) -> bool:
     status = workload.get("status") or {}
     generation = int(workload["metadata"].get("generation", 1))
     if "leaderWorkerTemplate" in (workload.get("spec") or {}):
-        if not groups.is_current(workload, pods):
+        if groups.is_updating(workload) or not groups.is_current(workload, pods):
             return False
         counts = (status.get("updatedReplicas", 0), status.get("readyReplicas", 0))
     elif int(status.get("observedGeneration", 0)) < generation:

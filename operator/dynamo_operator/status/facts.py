@@ -219,11 +219,7 @@ def workload(kind: str, name: str, child: Mapping[str, Any], pods: Sequence[Json
         available=(
             ready if kind == LEADER_WORKER_SET else count(child, "status", "availableReplicas")
         ),
-        updating=(
-            condition(child, "UpdateInProgress").get("status") == "True"
-            if kind == LEADER_WORKER_SET
-            else replicas > updated
-        ),
+        updating=(groups.is_updating(child) if kind == LEADER_WORKER_SET else replicas > updated),
         stalled=(text(progressing, "message") or "no progress") if stalled else "",
         trouble=_failure(condition(child, "ReplicaFailure")),
     )
