@@ -26,7 +26,8 @@ def bare_space(pods: Cluster) -> Iterator[Space]:
     if pods.is_foreign:
         pytest.skip("pods and Services of a cluster that isn't ours can't be reached from here")
     if not pods.kubectl("get", "crd", "dynamographdeployments.nvidia.com", check=False).stdout:
-        pods.apply(CRDS, server_side=True)
+        # An API server that has just started may not describe itself yet, which kubectl wants.
+        pods.wait_for(lambda: pods.apply(CRDS, server_side=True), what="CRDs applied")
     space = Space(pods, f"kinds-{secrets.token_hex(2)}")
     space.create()
     yield space
