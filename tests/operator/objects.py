@@ -327,16 +327,18 @@ def pod_ready(name: str = "worker", **fields: Any) -> Json:
     )
 
 
-def pod_leading(number: int = 0, *, template: str = HASH) -> Json:
-    """The leader's pod of one group of the component "worker", made from the template `template`
-    (its worker hash)."""
-    leader = pod_ready(number=number)
-    leader["metadata"]["labels"] |= {
-        HASH_LABEL: template,
-        "leaderworkerset.sigs.k8s.io/name": "g-worker",
-        "leaderworkerset.sigs.k8s.io/worker-index": "0",
-    }
-    return leader
+def pods_of_group(number: int = 0, *, template: str = HASH, ready: bool = True) -> list[Json]:
+    """The two pods of one group of the component "worker", made from the template `template` (its
+    worker hash)."""
+    make = pod_ready if ready else pod_starting
+    found = [make(number=2 * number + node) for node in range(2)]
+    for node, pod in enumerate(found):
+        pod["metadata"]["labels"] |= {
+            HASH_LABEL: template,
+            "leaderworkerset.sigs.k8s.io/name": "g-worker",
+            "leaderworkerset.sigs.k8s.io/worker-index": str(node),
+        }
+    return found
 
 
 def pod_starting(name: str = "worker", **fields: Any) -> Json:

@@ -21,10 +21,12 @@ def stamped(item: Json, id: str) -> Json:
     return item
 
 
-def test_engines_of_several_pods_have_restarted_when_their_leaders_have() -> None:
+def test_engines_of_several_pods_have_restarted_when_their_pods_have() -> None:
     groups = {"worker": stamped(objects.leader_worker_set(wanted=2), "r2")}
-    old = [stamped(objects.pod_leading(number), "r1") for number in range(2)]
-    new = [stamped(objects.pod_leading(number), "r2") for number in range(2)]
+    old, new = (
+        [stamped(pod, id) for number in range(2) for pod in objects.pods_of_group(number)]
+        for id in ("r1", "r2")
+    )
 
     updating = objects.leader_worker_set(wanted=2, updating=True)["status"]
 
@@ -33,7 +35,7 @@ def test_engines_of_several_pods_have_restarted_when_their_leaders_have() -> Non
         assert found is not None
         return found.in_progress
 
-    assert in_progress(old) == in_progress([new[0], old[1]]) == ("worker",)
+    assert in_progress(old) == in_progress([*new[:2], *old[2:]]) == ("worker",)
     assert in_progress(new) == ()
     groups["worker"]["status"] = updating
     assert in_progress(new) == ("worker",), "the counts may still be of the old ones"

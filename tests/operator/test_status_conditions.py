@@ -337,8 +337,8 @@ def test_engines_of_several_pods() -> None:
     workload: dict[str, Any] = {"workload_kind": "LeaderWorkerSet"}
     wanted = plan(component("frontend"), component(replicas=2, **workload))
     groups = objects.leader_worker_set(wanted=2)
-    leaders = [objects.pod_leading(number) for number in range(2)]
-    status = status_of(observed(deployment("frontend"), groups, pods=leaders), wanted)
+    pods = [*objects.pods_of_group(0), *objects.pods_of_group(1)]
+    status = status_of(observed(deployment("frontend"), groups, pods=pods), wanted)
     assert status["state"] == "successful"
     assert status["components"]["worker"]["componentKind"] == "LeaderWorkerSet"
     part = objects.leader_worker_set(wanted=2, ready=1, updated=1, updating=True)
@@ -351,10 +351,13 @@ def test_engines_are_new_only_when_their_pods_are() -> None:
     its status names no generation."""
     wanted = plan(component("frontend"), component(replicas=2, workload_kind="LeaderWorkerSet"))
     groups = objects.leader_worker_set(wanted=2)
+    new, old = objects.pods_of_group(0), objects.pods_of_group(1, template="bbbbbbbb")
     for pods in (
-        [objects.pod_leading(number, template="bbbbbbbb") for number in range(2)],
-        [objects.pod_leading(0), objects.pod_leading(1, template="bbbbbbbb")],
-        [objects.pod_leading(0)],
+        [*objects.pods_of_group(0, template="bbbbbbbb"), *old],
+        [*new, *old],
+        new,
+        [*new, objects.pods_of_group(1)[0]],
+        [*new, *objects.pods_of_group(1, ready=False)],
     ):
         status = status_of(observed(deployment("frontend"), groups, pods=pods), wanted)
         assert condition(status, "Ready") == (
