@@ -155,8 +155,9 @@ def _connection_manager(settings: FrontendSettings) -> Config:
         "stream_idle_timeout": _seconds(settings.stream_idle_timeout),
         "request_timeout": "0s",
         "request_headers_timeout": "30s",  # a client that never finishes its headers
-        # A client that takes no byte of the end of its answer; Envoy's second cuts slow ones.
-        "delayed_close_timeout": "30s",
+        # A connection that is about to close: how long its client may take no byte before it is
+        # cut, and also how long the client of a lost worker waits for the end of its answer.
+        "delayed_close_timeout": "5s",
         "use_remote_address": True,
         "server_header_transformation": "PASS_THROUGH",
         "normalize_path": True,
