@@ -272,6 +272,19 @@ def test_replicas_under_an_adapter_are_answered_with_the_command_that_works() ->
     assert update(graph(worker(replicas=1)), seeded).warnings == ()
 
 
+def test_a_rollback_that_nobody_would_carry_out_is_told() -> None:
+    odd = graph(worker(), annotations={"nvidia.com/auto-rollback": "yes"})
+    told = [warning for warning in create(odd).warnings if "auto-rollback" in warning]
+    assert told == [
+        "metadata.annotations[nvidia.com/auto-rollback]: 'yes' switches nothing on; \"true\" does"
+    ]
+    assert "auto-rollback" not in str(
+        update(odd, graph(worker(replicas=2), annotations={"nvidia.com/auto-rollback": "yes"}))
+    )
+    right = graph(worker(), annotations={"nvidia.com/auto-rollback": "True"})
+    assert "auto-rollback" not in str(create(right))
+
+
 def test_an_update_says_only_what_it_brought() -> None:
     def with_grove(*names: str) -> Json:
         grove = {"experimental": {"grove": {"forceScalingGroup": True}}}

@@ -262,7 +262,7 @@ def test_going_back_in_the_middle_never_deletes_what_serves() -> None:
 def test_workers_that_fail_go_back_as_a_whole_once(make: Any) -> None:
     world: Namespace = make()
     worker = "Worker" if make is aggregated else "D"
-    world.annotate(planning.ROLLBACK_ANNOTATION, "true")
+    world.annotate(names.ROLLBACK_ANNOTATION, "true")
     good = world.settle().worker_hash
     kept = templates(world)
     world.works = lambda template: "two" not in template["spec"]["containers"][0]["image"]
@@ -291,7 +291,7 @@ def test_without_the_annotation_nothing_goes_back() -> None:
     plan = world.settle()
     assert plan.rollback is None
     assert plan.worker_hash != good
-    world.annotate(planning.ROLLBACK_ANNOTATION, "true")
+    world.annotate(names.ROLLBACK_ANNOTATION, "true")
     assert world.settle().worker_hash == good
 
 
@@ -299,7 +299,7 @@ def test_the_first_template_has_nothing_to_go_back_to() -> None:
     world = Namespace(
         {"components": [component("Worker", "worker", image="two")]}, lambda template: False
     )
-    world.annotate(planning.ROLLBACK_ANNOTATION, "true")
+    world.annotate(names.ROLLBACK_ANNOTATION, "true")
     assert world.settle().rollback is None
 
 
@@ -318,7 +318,7 @@ def test_a_blip_does_not_give_up_what_serves() -> None:
 
 def test_workers_at_zero_prove_nothing() -> None:
     world = aggregated(replicas=2)
-    world.annotate(planning.ROLLBACK_ANNOTATION, "true")
+    world.annotate(names.ROLLBACK_ANNOTATION, "true")
     good = world.settle().worker_hash
     world.edit(set_replicas("Worker", 0))
     world.settle()
@@ -392,7 +392,7 @@ def test_an_autoscalers_number_outlives_a_generation_and_yields_to_a_changed_gra
 
 def test_a_template_that_recovers_is_a_good_one() -> None:
     world = aggregated()
-    world.annotate(planning.ROLLBACK_ANNOTATION, "true")
+    world.annotate(names.ROLLBACK_ANNOTATION, "true")
     world.works = lambda template: False  # the registry is away, say
     first = world.settle().worker_hash
     world.works = lambda template: "two" not in template["spec"]["containers"][0]["image"]

@@ -211,6 +211,9 @@ def test_a_graph_that_cannot_be_read() -> None:
         "DynamoGraphDeployment/g is refused: spec.components.0.type: not a type"
     )
     assert "components" not in status
+    # What runs is left as it is, and nothing is on its way.
+    status = status_of(observed(deployment("frontend")), Plan(refused=(refused,)))
+    assert condition(status, "Progressing")[:2] == ("False", "WriteRefused")
 
 
 def test_messages_are_bounded() -> None:

@@ -61,5 +61,21 @@ def overruled_replicas(
         )
 
 
+def odd_rollback(
+    graph: DynamoGraphDeployment, before: DynamoGraphDeployment | None
+) -> Iterator[str]:
+    """A wish to go back by itself that is worded so that nobody hears it."""
+    wish = _rollback(graph)
+    if wish.lower() not in ("", "true", "false") and (before is None or _rollback(before) != wish):
+        yield (
+            f"metadata.annotations[{names.ROLLBACK_ANNOTATION}]: {wish!r} switches nothing on; "
+            '"true" does'
+        )
+
+
+def _rollback(graph: DynamoGraphDeployment) -> str:
+    return (graph.metadata.annotations or {}).get(names.ROLLBACK_ANNOTATION, "")
+
+
 def _ruled(before: Component, after: Component) -> bool:
     return before.scaling_adapter is not None and after.scaling_adapter is not None

@@ -84,6 +84,7 @@ def _judge_graph(
         warnings.append("the graph has no components: nothing will run")
     if earlier is not None:
         warnings += advice.overruled_replicas(earlier, graph, wording)
+    warnings += advice.odd_rollback(graph, earlier)
     warnings += advice.new_notes(rendered, rendered_before, wording)
     return Verdict(warnings=tuple(warnings), trials=tried)
 

@@ -30,7 +30,6 @@ from dynamo_operator.render import (
     template_inputs,
 )
 
-ROLLBACK_ANNOTATION = "nvidia.com/auto-rollback"
 ADAPTER = "DynamoGraphDeploymentScalingAdapter"
 WORKLOADS = ("Deployment", "LeaderWorkerSet")
 
@@ -163,7 +162,7 @@ def _completed_restart(observed: Observed) -> str:
 
 
 def _may_roll_back(observed: Observed) -> bool:
-    return observed.annotations.get(ROLLBACK_ANNOTATION, "").lower() == "true"
+    return observed.annotations.get(names.ROLLBACK_ANNOTATION, "").lower() == "true"
 
 
 def _workers(revision: Revision) -> dict[str, Mapping[str, Json]]:
@@ -426,4 +425,4 @@ def _component(
     )
 
 
-__all__ = ["ADAPTER", "ROLLBACK_ANNOTATION", "RestartPlan", "plan"]
+__all__ = ["ADAPTER", "RestartPlan", "plan"]

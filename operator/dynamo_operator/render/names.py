@@ -28,6 +28,7 @@ MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 MANAGED_BY = "dynamo-operator"
 """Labels every rendered object, not the pods: the operator's informers select by it."""
 
+ROLLBACK_ANNOTATION = "nvidia.com/auto-rollback"
 SURGE_ANNOTATION = "nvidia.com/deployment-rolling-update-max-surge"
 UNAVAILABLE_ANNOTATION = "nvidia.com/deployment-rolling-update-max-unavailable"
 METRICS_ANNOTATION = "nvidia.com/enable-metrics"

@@ -98,8 +98,17 @@ def _leaving(facts: GraphFacts) -> Verdict | None:
 
 def progressing(facts: GraphFacts) -> Verdict:
     """Whether something is under way that ends by itself."""
-    found = chain(facts, _stuck, _restarts, _rolls_out, _comes_up, _winds_down, _stays_back)
+    found = chain(
+        facts, _unreadable, _stuck, _restarts, _rolls_out, _comes_up, _winds_down, _stays_back
+    )
     return found or Verdict("False", "Complete", "nothing is under way")
+
+
+def _unreadable(facts: GraphFacts) -> Verdict | None:
+    """Nothing is wanted, because what the graph says can't be read: all stays as it is."""
+    if facts.components or not facts.refused:
+        return None
+    return Verdict("False", WRITE_REFUSED, refusal_text(facts.refused[0]))
 
 
 def _stuck(facts: GraphFacts) -> Verdict | None:
