@@ -18,6 +18,9 @@ STOCK_PREFILL_TOKENS_PER_S = 10_000.0
 """The prefill speed assumed of an engine that reports none. It only shapes the decay of bookings
 on stock engines, whose prefill would otherwise count until the last token."""
 
+SAME_FIGURES_S = 0.1
+"""Equal figures of an engine that are less apart than this are the same ones, told twice."""
+
 
 @dataclass(slots=True)
 class _Request:
@@ -40,12 +43,32 @@ class WorkerLoad:
     waiting: int = 0  # the engine's own queue, as published or scraped
     kv_blocks_used: int = 0
     kv_blocks_total: int = 0
+    observed_at: float | None = None  # when the engine's own figures were taken; None: never
+    in_hand_then: float = 0.0  # active requests at that time
     accepted: dict[str, _Request] = field(default_factory=dict)  # booking key -> request
     booked: dict[str, _Request] = field(default_factory=dict)  # not confirmed yet
     accepted_prefill_tokens: int = 0
     accepted_decode_blocks: int = 0
     booked_prefill_tokens: int = 0
     booked_decode_blocks: int = 0
+
+    def observe(self, waiting: int, kv_blocks_used: int, kv_blocks_total: int, at: float) -> None:
+        """The engine's own figures, taken at ``at`` (seconds, the caller's clock).
+
+        Workers send the same figures again when something else changed; those are known already.
+        """
+        known = (self.waiting, self.kv_blocks_used, self.kv_blocks_total)
+        if (
+            self.observed_at is not None
+            and at - self.observed_at < SAME_FIGURES_S
+            and known == (waiting, kv_blocks_used, kv_blocks_total)
+        ):
+            return
+        self.waiting = waiting
+        self.kv_blocks_used = kv_blocks_used
+        self.kv_blocks_total = kv_blocks_total
+        self.observed_at = at
+        self.in_hand_then = self.active_requests()
 
     def _blocks(self, tokens: int) -> int:
         return -(-max(tokens, 0) // self.block_size)

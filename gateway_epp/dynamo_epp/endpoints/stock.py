@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import aiohttp
@@ -62,12 +64,20 @@ class _Description:
 
 
 class StockFollower:
-    """One stock engine. ``session`` belongs to the caller."""
+    """One stock engine. ``session`` belongs to the caller; ``clock`` gives monotonic seconds."""
 
-    def __init__(self, pool: Pool, worker: Worker, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        worker: Worker,
+        session: aiohttp.ClientSession,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._pool = pool
         self._worker = worker
         self._session = session
+        self._clock = clock
         self._url = f"http://{worker.endpoint.hostport}"
         self._asking: asyncio.Task[None] | None = None
         self._listening: asyncio.Task[None] | None = None
@@ -112,6 +122,7 @@ class StockFollower:
             return await answer.read()
 
     async def _ask(self) -> None:
+        asked_at = self._clock()
         page = (await self._get("/metrics")).decode(errors="replace")
         models = msgspec.json.decode(await self._get("/v1/models"), type=_Models).data
         base = next((model for model in models if model.parent is None), None)
@@ -135,10 +146,12 @@ class StockFollower:
         )
         figures = engine_metrics.figures(page)
         if figures is not None:
-            load = self._worker.load
-            load.waiting = figures.waiting
-            load.kv_blocks_total = description.total_blocks
-            load.kv_blocks_used = round(figures.cache_usage * description.total_blocks)
+            self._worker.load.observe(
+                figures.waiting,
+                round(figures.cache_usage * description.total_blocks),
+                description.total_blocks,
+                asked_at,
+            )
         if description != self._description:
             await self._forget("another engine answers")
             self._description = description

@@ -121,9 +121,9 @@ class StreamFollower:
         view = self._worker.load
         view.pickers = max(1, load.pickers)
         view.draining = load.draining
-        view.waiting = load.waiting
-        view.kv_blocks_used = load.kv_blocks_used
-        view.kv_blocks_total = load.kv_blocks_total
+        if load.age_s >= 0:
+            observed_at = self._clock() - load.age_s
+            view.observe(load.waiting, load.kv_blocks_used, load.kv_blocks_total, observed_at)
 
     def on_events(self, _: str, events: list[Event]) -> None:
         worker, index, now = self._worker, self._pool.index, self._clock()
