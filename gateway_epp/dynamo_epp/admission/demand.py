@@ -12,30 +12,22 @@ from collections import deque
 MAX_REMEMBERED = 10_000
 
 
-class Demand:
-    """Of one model. Pure: every call brings the time (seconds)."""
+class GivenUp:
+    """Requests for one model that waited for an endpoint in vain. Pure: every call brings the time
+    (seconds); each is forgotten after ``lasts_s``."""
 
     def __init__(self, lasts_s: float) -> None:
         self._lasts_s = lasts_s
-        self._held = 0
-        self._given_up: deque[float] = deque(maxlen=MAX_REMEMBERED)
+        self._times: deque[float] = deque(maxlen=MAX_REMEMBERED)
 
-    def held(self) -> None:
-        """A request begins to wait for an endpoint."""
-        self._held += 1
+    def add(self, now: float) -> None:
+        self._times.append(now)
 
-    def served(self) -> None:
-        """An endpoint came; what asked before it did is satisfied."""
-        self._held -= 1
-        self._given_up.clear()
+    def satisfied(self) -> None:
+        """An endpoint is there: what asked for one before is answered."""
+        self._times.clear()
 
-    def given_up(self, now: float) -> None:
-        """A request that waited was refused, or its client left."""
-        self._held -= 1
-        self._given_up.append(now)
-
-    def requests(self, now: float) -> int:
-        """Those that wait, and those given up in the last ``lasts_s`` seconds."""
-        while self._given_up and now - self._given_up[0] >= self._lasts_s:
-            self._given_up.popleft()
-        return self._held + len(self._given_up)
+    def count(self, now: float) -> int:
+        while self._times and now - self._times[0] >= self._lasts_s:
+            self._times.popleft()
+        return len(self._times)

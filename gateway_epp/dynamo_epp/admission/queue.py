@@ -184,6 +184,10 @@ class FlowQueue:
         """Lanes in which somebody waits."""
         return list(self._lanes)
 
+    def waiting(self, lane: str) -> int:
+        """Requests in ``lane``."""
+        return len(self._lanes.get(lane, ()))
+
     def sizes(self) -> dict[int, tuple[int, int]]:
         """Priority -> (requests, bytes), of bands that are not empty."""
         return {p: (band.requests, band.bytes) for p, band in self._bands.items()}

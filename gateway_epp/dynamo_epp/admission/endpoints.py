@@ -1,0 +1,27 @@
+"""The pool as the gate sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from dynamo_epp.endpoints.pool import Pool
+from dynamo_epp.endpoints.worker import Worker
+from dynamo_epp.scheduling.filters import reason_to_drop
+
+
+class PoolEndpoints:
+    """Implements ``gate.Endpoints`` with a ``Pool``."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def eligible(self, model: str) -> Iterator[Worker]:
+        workers = self._pool.workers.values()
+        return (worker for worker in workers if not reason_to_drop(worker, model))
+
+    def models(self) -> Mapping[str, str]:
+        workers = self._pool.workers.values()
+        return {name: worker.model for worker in workers for name in worker.models}
+
+    def pickers(self) -> int:
+        return max((worker.load.pickers for worker in self._pool.workers.values()), default=1)
