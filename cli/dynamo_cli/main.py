@@ -22,6 +22,7 @@ EXTRAS = {
     "jinja2": "epp",
     "kubernetes_asyncio": "operator",
     "numpy": "router",
+    "opentelemetry": "otel",
     "pydantic": "crds",
     "starlette": "worker",
     "tokenizers": "epp",

@@ -1,8 +1,9 @@
 """Why a request went where it went: the journal of decisions.
 
-Each decision is kept, with every candidate and its reasons, until newer ones push it out. What the
+Each decision is kept, with its candidates and their reasons, until newer ones push it out. What the
 workers and Envoy tell later about the same request is added to its entry, so that one lookup gives
-pick, outcome and the engine's own counts side by side.
+pick, outcome and the engine's own counts side by side. Requests that were refused before there was
+a decision are kept apart, so that a flood of them pushes nothing out that went somewhere.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from heapq import merge
+from itertools import islice
+from typing import Any, TypeVar
 
 from dynamo_kv_router.choice import Candidate, Decision, Scored
 from msgspec.structs import asdict
+
+from dynamo_epp.compact import Kept
 
 
 @dataclass(slots=True, eq=False)
@@ -25,13 +30,31 @@ class Entry:
     path: str
     model: str
     stream: bool
-    decision: Decision
+    kept: Kept
     reason: str  # why the decision is not exact; "" if it is
     prompt_tokens: int  # -1 if the prompt was not tokenized
-    stages_ms: dict[str, float]
+    stages_ms: dict[str, float]  # in the order in which they ran, one after the other
+    predicted_cached_tokens: int = -1  # of the prompt, on the pick; -1 if it was not tokenized
+    tenant: str = ""
     outcome: dict[str, Any] = field(default_factory=dict)
-    """What came after: status, upstream, attempts, first_byte_s, duration_s (Envoy);
-    blind_window_s, first_token_s, prompt_tokens, cached_tokens, completion_tokens (worker)."""
+    """What came after: status, upstream, attempts, duration_s (Envoy); served_by, blind_window_s,
+    first_token_s, prompt_tokens, cached_tokens, completion_tokens (worker)."""
+
+    @property
+    def decision(self) -> Decision:
+        """Unpacked at every use; of many candidates only those that say something."""
+        return self.kept.unpack()
+
+    @property
+    def worker(self) -> str:
+        """Name of the pick; "" if there was none."""
+        return self.kept.chosen.candidate.name if self.kept.chosen else ""
+
+    @property
+    def workers(self) -> tuple[str, ...]:
+        """Those that had to do with the request: the pick, and who answered if that was another."""
+        served_by = self.outcome.get("served_by")
+        return (self.worker, served_by) if served_by else (self.worker,)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `/debug/decisions`."""
@@ -46,13 +69,16 @@ class Entry:
             "mode": decision.mode,
             "reason": self.reason,
             "routing": decision.routing(),
+            "tenant": self.tenant,
             "prompt_tokens": self.prompt_tokens,
+            "predicted_cached_tokens": self.predicted_cached_tokens,
             "block_size": decision.size.block_size,
             "blocks": decision.size.blocks,
             "candidates": [
                 *(_ranked(decision, scored) for scored in decision.ranked),
                 *(_dropped(candidate) for candidate in decision.dropped),
             ],
+            "left_out": dict(self.kept.left_out),
             "stages_ms": self.stages_ms,
             "outcome": self.outcome,
         }
@@ -67,18 +93,71 @@ def _dropped(candidate: Candidate) -> dict[str, Any]:
     return {**asdict(candidate), "cost": None, "terms": {}}
 
 
+LONGEST = 256
+"""Characters kept of what a client wrote: paths and model names have any length."""
+
+
+@dataclass(slots=True, eq=False)
+class Refused:
+    """A request that was answered before there was anything to choose."""
+
+    request_id: str
+    time: float  # Unix seconds
+    path: str
+    model: str  # as the client wrote it; "" if it was not read
+    reason: str  # one word, as metrics have it: bad-request, unknown-model, …
+    message: str  # what the client was told
+    outcome: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.path = self.path[:LONGEST]
+        self.model = self.model[:LONGEST]
+
+    @property
+    def workers(self) -> tuple[str, ...]:
+        return ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The same fields as a decision's, so that both go into one list."""
+        return {
+            "request_id": self.request_id,
+            "time": self.time,
+            "path": self.path,
+            "model": self.model,
+            "stream": False,
+            "how": "refused",
+            "mode": "",
+            "reason": f"{self.reason}: {self.message}",
+            "routing": "",
+            "tenant": "",
+            "prompt_tokens": -1,
+            "predicted_cached_tokens": -1,
+            "block_size": 0,
+            "blocks": 0,
+            "candidates": [],
+            "left_out": {},
+            "stages_ms": {},
+            "outcome": self.outcome,
+        }
+
+
 class Journal:
-    """The last ``capacity`` decisions, by request id (the newest wins where ids repeat)."""
+    """The last ``capacity`` decisions, by request id (the newest wins where ids repeat), and a
+    quarter as many refusals."""
 
     def __init__(self, capacity: int = 2000) -> None:
         self._capacity = capacity
         self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._refused: OrderedDict[str, Refused] = OrderedDict()
 
     def add(self, entry: Entry) -> None:
-        self._entries.pop(entry.request_id, None)
-        self._entries[entry.request_id] = entry
-        if len(self._entries) > self._capacity:
-            self._entries.popitem(last=False)
+        self._refused.pop(entry.request_id, None)
+        _push(self._entries, entry, self._capacity)
+
+    def refuse(self, refused: Refused) -> None:
+        """Keep a refusal; a decision under the same id stays, it says more."""
+        if refused.request_id not in self._entries:
+            _push(self._refused, refused, max(1, self._capacity // 4))
 
     def keep(self, entry: Entry) -> None:
         """Put back an entry that was pushed out while its request ran: its end is news."""
@@ -88,12 +167,35 @@ class Journal:
     def get(self, request_id: str) -> Entry | None:
         return self._entries.get(request_id)
 
-    def newest(self, limit: int) -> Iterator[Entry]:
-        """The newest first, at most ``limit``."""
-        for number, request_id in enumerate(reversed(self._entries)):
-            if number >= limit:
-                return
-            yield self._entries[request_id]
+    def find(self, request_id: str) -> Entry | Refused | None:
+        """What is known of a request, whether it went somewhere or not."""
+        return self._entries.get(request_id) or self._refused.get(request_id)
+
+    def newest(self, limit: int, *, worker: str = "", model: str = "") -> Iterator[Entry | Refused]:
+        """The newest first, at most ``limit`` of those that ``worker`` had and that asked for
+        ``model`` ("": any)."""
+        both: Iterator[Entry | Refused] = merge(
+            reversed(self._entries.values()),
+            reversed(self._refused.values()),
+            key=lambda each: each.time,
+            reverse=True,
+        )
+        wanted = (
+            each
+            for each in both
+            if (not worker or worker in each.workers) and (not model or model == each.model)
+        )
+        return islice(wanted, limit)
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+_E = TypeVar("_E", Entry, Refused)
+
+
+def _push(entries: OrderedDict[str, _E], entry: _E, capacity: int) -> None:
+    entries.pop(entry.request_id, None)
+    entries[entry.request_id] = entry
+    if len(entries) > capacity:
+        entries.popitem(last=False)

@@ -1,8 +1,9 @@
 """The picker's metrics.
 
 Where Dynamo measures the same thing the name is Dynamo's, so that people's dashboards and
-autoscalers go on; what only this picker knows is ``dynamo_epp_*``. Labels are bounded: models come
-from workers, never from what a client wrote.
+autoscalers go on; what llm-d's picker measures and Dynamo does not has llm-d's; what only this
+picker knows is ``dynamo_epp_*``. Labels are bounded: models come from workers, never from what a
+client wrote, and of those at most ``MAX_MODELS``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ _RATIO = tuple(n / 10 for n in range(11))
 
 
 STAGES = ("tokenize", "total")
+MAX_MODELS = 1000
+"""Models (LoRA adapters come and go) with labels of their own. llm-d has the same limit."""
+OTHER = "other"
+"""The label of everything beyond."""
+ENDPOINTS = frozenset(("chat_completions", "completions", "embeddings", "responses"))
 
 
 class PickerMetrics:
@@ -103,6 +109,12 @@ class PickerMetrics:
             buckets=_MILLISECONDS,
             registry=registry,
         )
+        self.schedule = Histogram(
+            "llm_d_epp_scheduler_e2e_duration_seconds",
+            "Choosing alone: from the tokens to the ranked list of endpoints.",
+            buckets=(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1),
+            registry=registry,
+        )
         self.stage_ms = {stage: self.pick_ms.labels(stage) for stage in STAGES}
         self.blind_window = Histogram(
             "dynamo_epp_blind_window_seconds",
@@ -152,15 +164,25 @@ class PickerMetrics:
             registry=registry,
         )
 
-        self._models: dict[str, ModelMetrics] = {}
+        self._labels: set[str] = set()  # models that have labels of their own
+        self._models: dict[str, ModelMetrics] = {}  # by label
 
     def model(self, model: str) -> ModelMetrics:
         """The metrics of one model with their labels bound: looking labels up costs more than
         counting, and a request counts a dozen times."""
-        bound = self._models.get(model)
+        label = self.label(model)
+        bound = self._models.get(label)
         if bound is None:
-            bound = self._models[model] = ModelMetrics(self, model)
+            bound = self._models[label] = ModelMetrics(self, label)
         return bound
+
+    def label(self, model: str) -> str:
+        """The model's name, or ``OTHER`` for one of too many."""
+        if model not in self._labels:
+            if len(self._labels) >= MAX_MODELS:
+                return OTHER
+            self._labels.add(model)
+        return model
 
     WORKER_STATES = (
         "exact",
@@ -201,6 +223,16 @@ class ModelMetrics:
         self.output_tokens = parent.output_tokens.labels(model)
         self.started = parent.started.labels(model)
         self.ttft = parent.ttft.labels(model)
+
+    def ended(self, path: str, stream: bool, result: str) -> None:
+        """A request to ``path`` ended with ``result``: success, error or cancelled."""
+        endpoint = path.removeprefix("/v1/").replace("/", "_")
+        self._parent.requests.labels(
+            self._model,
+            endpoint if endpoint in ENDPOINTS else OTHER,
+            "stream" if stream else "unary",
+            result,
+        ).inc()
 
     def decision(self, how: str, mode: str) -> Counter:
         bound = self._decisions.get((how, mode))

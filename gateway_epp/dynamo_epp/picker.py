@@ -14,16 +14,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from dynamo_kv_router.choice import Decision, Policy, RequestSize, Rng, choose
 from dynamo_kv_router.extras import block_extras
 from dynamo_kv_router.stream.format import Finished, WorkerInfo
 from dynamo_runtime.logs import request_id as request_id_of
+from dynamo_runtime.tracing import Tracing
 
+from dynamo_epp import request_log, spans
+from dynamo_epp.compact import Kept
 from dynamo_epp.endpoints.pool import Pool
 from dynamo_epp.endpoints.worker import Worker
-from dynamo_epp.explain import Entry, Journal
+from dynamo_epp.explain import Entry, Journal, Refused
 from dynamo_epp.extproc import PickRequest, Refusal, Route
 from dynamo_epp.metrics import PickerMetrics
 from dynamo_epp.requests import (
@@ -80,6 +84,17 @@ class Booking:
     open: bool = True  # the stream has not ended
 
 
+@dataclass(slots=True, eq=False)
+class Asked:
+    """A request while its pick is under way."""
+
+    request_id: str
+    path: str  # without the query string
+    started: float  # monotonic seconds
+    parsed: ParsedRequest | None = None
+    entry: Entry | None = None  # once it was decided
+
+
 def _result(logged: AccessEntry) -> str:
     """A stream that broke off had status 200, too; only Envoy's flags tell."""
     if not logged.flags:
@@ -88,12 +103,19 @@ def _result(logged: AccessEntry) -> str:
     return "cancelled" if left else "error"
 
 
+def _message(answer: Refusal) -> str:
+    """What an error body tells the client."""
+    body: dict[str, dict[str, Any]] = msgspec.json.decode(answer.body)
+    return str(body["error"]["message"])
+
+
 class KvPicker:
     """Chooses among the pool's workers. Implements ``extproc.Picker``.
 
     ``clock`` gives monotonic seconds, ``wall`` Unix seconds; ``replica`` is unique per picker
     process and starts every booking key. A request that comes before the pool is warm waits at
-    most ``warm_up_s`` seconds.
+    most ``warm_up_s`` seconds. ``access_log`` writes a line for each request. ``relays`` says that
+    answers pass through this process, and that no access log of a proxy tells how they ended.
     """
 
     def __init__(
@@ -109,6 +131,9 @@ class KvPicker:
         clock: Callable[[], float],
         wall: Callable[[], float],
         warm_up_s: float = 5.0,
+        access_log: bool = False,
+        relays: bool = False,
+        tracing: Tracing | None = None,
     ) -> None:
         self._pool = pool
         self._tokenization = tokenization
@@ -120,6 +145,9 @@ class KvPicker:
         self._clock = clock
         self._wall = wall
         self._warm_up_s = warm_up_s
+        self._access_log = access_log
+        self._relays = relays
+        self._tracing = tracing
         self._warmed = False
         self._turn = 0
         self._bookings: dict[str, Booking] = {}  # until the stream and the request both ended
@@ -129,12 +157,20 @@ class KvPicker:
     # --- extproc.Picker
 
     async def pick(self, request: PickRequest) -> Route | Refusal:
-        started = self._clock()
-        headers = request.head.headers
-        request_id = headers.get("x-request-id", "")
+        request_id = request.head.headers.get("x-request-id", "")
         request_id_of.set(request_id)
-        path = request.head.path.partition("?")[0]
-        body = request.body or b""
+        asked = Asked(request_id, request.head.path.partition("?")[0], self._clock())
+        answer = await self._pick(request, asked)
+        if isinstance(answer, Refusal):
+            self._tell_refused(request, asked, answer)
+        elif self._tracing is not None and asked.entry is not None and asked.parsed is not None:
+            answer.set_headers += spans.decided(
+                self._tracing, request.head.headers, asked.entry, asked.parsed, self._wall()
+            )
+        return answer
+
+    async def _pick(self, request: PickRequest, asked: Asked) -> Route | Refusal:
+        started, path, body = asked.started, asked.path, request.body or b""
         try:
             if len(body) <= INLINE_BODY:
                 parsed = parse(path, body)
@@ -144,6 +180,7 @@ class KvPicker:
             return self._refuse(
                 error.status, error.message, "bad-request", param=error.param, code=error.code
             )
+        asked.parsed = parsed
         if not self._warmed:
             # Once only: a worker that stays silent makes decisions approximate, not slow.
             await self._pool.wait_warm(self._warm_up_s)
@@ -174,13 +211,13 @@ class KvPicker:
         decision = self._decide(parsed, workers, tokens, tokenized_at)
         if not reason and decision.how != "exact":
             reason = self._why_approximate(decision)
-        entry = Entry(
-            request_id=request_id,
+        entry = asked.entry = Entry(
+            request_id=asked.request_id,
             time=self._wall(),
             path=path,
             model=parsed.model,
             stream=parsed.stream,
-            decision=decision,
+            kept=Kept.of(decision),
             reason=reason,
             prompt_tokens=prompt_tokens,
             stages_ms={
@@ -199,7 +236,7 @@ class KvPicker:
         route = self._route(parsed, body, decision, entry)
         done = self._clock()
         entry.stages_ms["choose"] = (done - tokenized_at) * 1e3
-        self._count(entry, done - started)
+        self._count(entry, decision, done - started)
         return route
 
     def released(self, route: Route) -> None:
@@ -213,14 +250,20 @@ class KvPicker:
         if self._open.get(entry.request_id) is entry:
             del self._open[entry.request_id]
             self._journal.keep(entry)
+        if self._relays:
+            self._relayed(route, booking)
         if booking.worker.stock:
             self._bookings.pop(booking.key, None)
+            self._ended(entry)
+        elif booking.key not in self._bookings:  # its worker told already
+            self._ended(entry)
         else:  # short requests end before their worker's word of them is here
             self._late.append((now, booking))
         while self._late and now - self._late[0][0] >= LATE_S:
             _, late = self._late.popleft()
-            if late.key not in late.worker.load.accepted:
-                self._bookings.pop(late.key, None)
+            running = late.key in late.worker.load.accepted
+            if not running and self._bookings.pop(late.key, None) is not None:
+                self._ended(late.entry)
 
     # --- endpoints.streams.RequestWatcher
 
@@ -260,6 +303,8 @@ class KvPicker:
             self._tokenization.check(
                 worker, model, booking.kind, entry.prompt_tokens, event.prompt_tokens
             )
+        if not booking.open:
+            self._ended(entry)
 
     def on_described(self, worker: Worker, info: WorkerInfo) -> None:
         self._tokenization.on_described(worker, info)
@@ -273,12 +318,14 @@ class KvPicker:
         for key, booking in list(self._bookings.items()):
             if booking.worker is worker and not booking.open and key not in worker.load.accepted:
                 del self._bookings[key]
+                self._ended(booking.entry)
 
     # --- the proxy's access log
 
     def on_access_log(self, logged: AccessEntry) -> None:
         entry = self._open.get(logged.request_id) or self._journal.get(logged.request_id)
         if entry is None:
+            self._refused_or_unknown(logged)
             return
         outcome = entry.outcome
         outcome["status"] = logged.status
@@ -289,15 +336,61 @@ class KvPicker:
         if logged.last_byte_s is not None:
             outcome["duration_s"] = round(logged.last_byte_s, 6)
             self._metrics.model(entry.model).duration.observe(logged.last_byte_s)
-        self._metrics.requests.labels(
-            entry.model,
-            entry.path.removeprefix("/v1/").replace("/", "_"),
-            "stream" if entry.stream else "unary",
-            _result(logged),
-        ).inc()
-        picked = entry.decision.endpoints[:1]
-        if logged.upstream and logged.upstream not in picked:
+        self._metrics.model(entry.model).ended(entry.path, entry.stream, _result(logged))
+        chosen = entry.kept.chosen
+        if logged.upstream and (chosen is None or logged.upstream != chosen.candidate.endpoint):
             self._metrics.missed.labels("retried" if logged.attempts > 1 else "unknown").inc()
+        if self._access_log:
+            request_log.ended(entry)
+
+    # --- telling how requests went
+
+    def _tell_refused(self, request: PickRequest, asked: Asked, answer: Refusal) -> None:
+        reason = dict(answer.headers).get(REASON_HEADER, "refused")
+        headers, entry, parsed = request.head.headers, asked.entry, asked.parsed
+        if entry is not None and parsed is not None:
+            entry.outcome |= {"status": answer.status, "dropped_reason": reason}
+            if self._tracing is not None:
+                spans.decided(self._tracing, headers, entry, parsed, self._wall(), reason)
+            if self._relays:
+                self._ended(entry)
+            return
+        refused = Refused(
+            request_id=asked.request_id,
+            time=self._wall(),
+            path=asked.path,
+            model=parsed.model if parsed is not None else "",
+            reason=reason,
+            message=_message(answer),
+            outcome={"status": answer.status, "dropped_reason": reason},
+        )
+        self._journal.refuse(refused)
+        if self._tracing is not None:
+            took_ms = (self._clock() - asked.started) * 1e3
+            spans.refused(self._tracing, headers, refused, answer.status, took_ms)
+        if self._relays and self._access_log:
+            request_log.ended(refused)
+
+    def _relayed(self, route: Route, booking: Booking) -> None:
+        """The answer has passed through here, and nobody else will tell."""
+        outcome = booking.entry.outcome
+        outcome["status"] = route.status
+        outcome["duration_s"] = round(self._clock() - booking.picked_at, 6)
+        if route.served:
+            outcome["upstream"] = route.served
+
+    def _ended(self, entry: Entry) -> None:
+        """All is told that will be. Behind a proxy of ours its log has the last word instead."""
+        if self._relays and self._access_log:
+            request_log.ended(entry)
+
+    def _refused_or_unknown(self, logged: AccessEntry) -> None:
+        if self._access_log:
+            refused = self._journal.find(logged.request_id)
+            if refused is not None:
+                request_log.ended(refused)
+            else:
+                request_log.ended_in_the_proxy(logged)
 
     # --- the pieces of a pick
 
@@ -347,6 +440,8 @@ class KvPicker:
         key = f"{self._replica}-{self._turn}"
         now = self._clock()
         worker.load.book(key, prompt, cached, now)
+        if entry.prompt_tokens >= 0:
+            entry.predicted_cached_tokens = cached
         booking = Booking(key, parsed.kind, worker, entry, now)
         self._bookings[key] = booking
         self._open[entry.request_id] = entry
@@ -364,10 +459,11 @@ class KvPicker:
             booking=booking,
         )
 
-    def _count(self, entry: Entry, seconds: float) -> None:
-        decision, stage_ms = entry.decision, self._metrics.stage_ms
+    def _count(self, entry: Entry, decision: Decision, seconds: float) -> None:
+        stage_ms = self._metrics.stage_ms
         stage_ms["tokenize"].observe(entry.stages_ms["tokenize"])
         stage_ms["total"].observe(seconds * 1e3)
+        self._metrics.schedule.observe(entry.stages_ms["choose"] / 1e3)
         metrics = self._metrics.model(entry.model)
         metrics.decision(decision.how, decision.mode).inc()
         if entry.prompt_tokens >= 0:

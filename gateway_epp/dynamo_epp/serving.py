@@ -21,6 +21,7 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 from dynamo_kv_router.choice import Policy
+from dynamo_runtime import tracing
 from dynamo_runtime.discovery import (
     Endpoint,
     EndpointSource,
@@ -41,6 +42,7 @@ from dynamo_epp.explain import Journal
 from dynamo_epp.extproc import PickRequest, Refusal, Route
 from dynamo_epp.metrics import PickerMetrics
 from dynamo_epp.picker import KvPicker
+from dynamo_epp.pool_metrics import PoolMetrics
 from dynamo_epp.server import AccessEntry
 from dynamo_epp.status_routes import add_status_routes
 from dynamo_epp.tokenization import Tokenization
@@ -75,6 +77,10 @@ class PickerSettings:
     """The Kubernetes namespace of that graph; "" for this process's own."""
     journal: int = 2000
     """Decisions kept for `dynamo explain`."""
+    access_log: bool = False
+    """Write a line for each request that ended, to the logger ``access``."""
+    relays: bool = False
+    """Answers pass through the picker, and no access log of a proxy tells how they ended."""
     tokenizer_cache: Path | None = None
     """Folder that keeps fetched tokenizer files across restarts."""
     replica: str = ""
@@ -163,6 +169,7 @@ class ServingKvPicker:
         self, settings: PickerSettings, lifecycle: Lifecycle, registry: CollectorRegistry
     ) -> None:
         self._metrics = PickerMetrics(registry)
+        self._pool_metrics = PoolMetrics(registry, settings.graph or "default")
         self._journal = Journal(settings.journal)
         self._lifecycle = lifecycle
         self._loop = asyncio.get_running_loop()
@@ -187,6 +194,7 @@ class ServingKvPicker:
             self._follow,
             lambda snapshot: self._publish(snapshot),
         )
+        self._tracing = tracing.start("dynamo-picker", os.environ, registry)
         self._picker = KvPicker(
             self._pool,
             self._tokenization,
@@ -197,6 +205,9 @@ class ServingKvPicker:
             rng=random.Random(),
             clock=time.monotonic,
             wall=time.time,
+            access_log=settings.access_log,
+            relays=settings.relays,
+            tracing=self._tracing,
         )
         self._gauges: asyncio.Task[None] | None = None
 
@@ -245,6 +256,8 @@ class ServingKvPicker:
         self._tokenization.stop()
         self._threads.close()
         await self._session.close()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     async def pick(self, request: PickRequest) -> Route | Refusal:
         return await self._picker.pick(request)
@@ -262,5 +275,6 @@ class ServingKvPicker:
                 metrics.workers.labels(state).set(count)
             blocks = sum(self._pool.index.blocks(w.slot) for w in self._pool.workers.values())
             metrics.cached_blocks.set(blocks)
+            self._pool_metrics.observe(self._pool.workers.values())
             self._tokenization.keep_up(self._pool.workers.values())
             await asyncio.sleep(GAUGES_EVERY_S)

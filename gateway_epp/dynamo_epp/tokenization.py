@@ -133,15 +133,16 @@ class Tokenization:
 
     def check(self, worker: Worker, model: str, kind: Kind, predicted: int, reported: int) -> None:
         """Compare a prompt's token count with the engine's (−1: not reported)."""
+        label = self._metrics.label(model)
         if reported < 0:
-            self._metrics.tokenization.labels(model, "unreported").inc()
+            self._metrics.tokenization.labels(label, "unreported").inc()
             return
         trust = self._trust_of(model, kind)
         result = "match" if predicted == reported else "mismatch"
-        self._metrics.tokenization.labels(model, result).inc()
+        self._metrics.tokenization.labels(label, result).inc()
         if trust.observe(predicted, reported):
             exact = trust.state is Trust.EXACT
-            self._metrics.tokenization_exact.labels(model, kind.value).set(exact)
+            self._metrics.tokenization_exact.labels(label, kind.value).set(exact)
             if exact:
                 log.warning("%s, %s: token counts agree with the engine's again", model, kind.value)
             else:
@@ -157,7 +158,7 @@ class Tokenization:
         trust = self._trust.get((model, kind))
         if trust is None:
             trust = self._trust[model, kind] = Exactness()
-            self._metrics.tokenization_exact.labels(model, kind.value).set(1)
+            self._metrics.tokenization_exact.labels(self._metrics.label(model), kind.value).set(1)
         return trust
 
     async def loaded(self, timeout_s: float) -> None:

@@ -46,7 +46,7 @@ class RequestSize:
         return -(-self.prompt_tokens // self.block_size)
 
 
-class Candidate(msgspec.Struct, frozen=True):
+class Candidate(msgspec.Struct, frozen=True, array_like=True):
     """One worker as the picker sees it at the moment of the choice."""
 
     name: str  # pod
@@ -96,7 +96,7 @@ class Policy:
                 raise ValueError(f"{name} is {value}; it must be a number ≥ 0")
 
 
-class Scored(msgspec.Struct, frozen=True):
+class Scored(msgspec.Struct, frozen=True, array_like=True):
     """A candidate with its cost in blocks; lower wins."""
 
     candidate: Candidate

@@ -1,7 +1,8 @@
 """Logging: lines for a person on a terminal, JSON for a collector otherwise.
 
 The request id travels in a context variable, so that every line written while a request is handled
-carries it without being passed along.
+carries it without being passed along. A line about one thing may bring figures of its own
+(``extra={"fields": {…}}``), which stay apart from the words.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 import sys
 import time
 from contextvars import ContextVar
+from typing import Any
 
 import msgspec
 
@@ -27,7 +29,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line: dict[str, str] = {
+        line: dict[str, Any] = {
             "ts": f"{moment}.{int(record.msecs):03d}Z",
             "level": record.levelname,
             "component": self._component,
@@ -36,6 +38,7 @@ class JsonFormatter(logging.Formatter):
         }
         if rid := request_id.get():
             line["request_id"] = rid
+        line |= getattr(record, "fields", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return msgspec.json.encode(line).decode()
@@ -51,7 +54,9 @@ class HumanFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%H:%M:%S", time.localtime(record.created))
         line = f"{moment} {record.levelname:<7} {self._component}: {record.getMessage()}"
-        if rid := request_id.get():
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        line += "".join(f" {name}={value}" for name, value in fields.items())
+        if (rid := request_id.get()) and "request_id" not in fields:
             line += f" [{rid}]"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)

@@ -78,6 +78,15 @@ def test_json_lines_carry_the_request_id() -> None:
     assert "request_id" not in json.loads(logs.JsonFormatter("epp").format(record))
 
 
+def test_a_lines_own_figures_stay_apart_from_its_words() -> None:
+    record = logging.LogRecord("access", logging.INFO, "f", 1, "/v1 200", (), None)
+    record.fields = {"request_id": "r", "model": 'a"\n', "ttft_s": 0.5}
+    line = json.loads(logs.JsonFormatter("epp").format(record))
+    assert (line["message"], line["logger"], line["ttft_s"]) == ("/v1 200", "access", 0.5)
+    assert (line["request_id"], line["model"]) == ("r", 'a"\n')
+    assert logs.HumanFormatter("epp").format(record).endswith("ttft_s=0.5")
+
+
 def test_an_unknown_level_is_refused() -> None:
     with pytest.raises(ValueError, match="log level 'LOUD' is unknown; use one of DEBUG"):
         logs.configure("test", "LOUD")
