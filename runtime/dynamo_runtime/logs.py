@@ -55,7 +55,8 @@ class HumanFormatter(logging.Formatter):
         moment = time.strftime("%H:%M:%S", time.localtime(record.created))
         line = f"{moment} {record.levelname:<7} {self._component}: {record.getMessage()}"
         fields: dict[str, Any] = getattr(record, "fields", {})
-        line += "".join(f" {name}={value}" for name, value in fields.items())
+        for name, value in fields.items():
+            line += f" {name}={msgspec.json.encode(value).decode()}"
         if (rid := request_id.get()) and "request_id" not in fields:
             line += f" [{rid}]"
         if record.exc_info:

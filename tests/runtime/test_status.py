@@ -84,7 +84,11 @@ def test_a_lines_own_figures_stay_apart_from_its_words() -> None:
     line = json.loads(logs.JsonFormatter("epp").format(record))
     assert (line["message"], line["logger"], line["ttft_s"]) == ("/v1 200", "access", 0.5)
     assert (line["request_id"], line["model"]) == ("r", 'a"\n')
-    assert logs.HumanFormatter("epp").format(record).endswith("ttft_s=0.5")
+    assert (
+        logs.HumanFormatter("epp")
+        .format(record)
+        .endswith(r'/v1 200 request_id="r" model="a\"\n" ttft_s=0.5')
+    )
 
 
 def test_an_unknown_level_is_refused() -> None:
