@@ -67,6 +67,8 @@ class Entry:
             "stream": self.stream,
             "how": str(decision.how),
             "mode": decision.mode,
+            "profile": decision.profile,
+            "scorers": dict(decision.scorers),
             "reason": self.reason,
             "routing": decision.routing(),
             "tenant": self.tenant,
@@ -85,12 +87,18 @@ class Entry:
 
 
 def _ranked(decision: Decision, scored: Scored) -> dict[str, Any]:
-    terms = decision.terms(scored)
-    return {**asdict(scored.candidate), "cost": scored.cost, "terms": terms}
+    names = (name for name, _ in decision.scorers)
+    return {
+        **asdict(scored.candidate),
+        "cost": None if decision.profile else scored.cost,
+        "score": -scored.cost if decision.profile else None,
+        "scores": dict(zip(names, scored.scores, strict=True)),
+        "terms": decision.terms(scored),
+    }
 
 
 def _dropped(candidate: Candidate) -> dict[str, Any]:
-    return {**asdict(candidate), "cost": None, "terms": {}}
+    return {**asdict(candidate), "cost": None, "score": None, "scores": {}, "terms": {}}
 
 
 LONGEST = 256

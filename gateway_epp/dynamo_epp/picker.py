@@ -39,6 +39,7 @@ from dynamo_epp.requests import (
     strip_kv_transfer_params,
 )
 from dynamo_epp.scheduling.candidates import candidates, overlaps
+from dynamo_epp.scheduling.filters.subset import OUTSIDE, within
 from dynamo_epp.server import AccessEntry
 from dynamo_epp.tokenization import Encoded
 from dynamo_epp.tokenize import NotExact
@@ -208,7 +209,7 @@ class KvPicker:
                 reason = "tokenizing failed; the picker's log says how"
         tokenized_at = self._clock()
 
-        decision = self._decide(parsed, workers, tokens, tokenized_at)
+        decision = self._decide(parsed, workers, tokens, request.subset, tokenized_at)
         if not reason and decision.how != "exact":
             reason = self._why_approximate(decision)
         entry = asked.entry = Entry(
@@ -227,12 +228,7 @@ class KvPicker:
         )
         self._journal.add(entry)
         if decision.chosen is None:
-            return self._refuse(
-                503,
-                f"No worker for {parsed.model} can take requests at the moment.",
-                "rejected-no-endpoints",
-                code="no_worker_available",
-            )
+            return self._refuse_unroutable(parsed.model, decision)
         route = self._route(parsed, body, decision, entry)
         done = self._clock()
         entry.stages_ms["choose"] = (done - tokenized_at) * 1e3
@@ -399,6 +395,7 @@ class KvPicker:
         parsed: ParsedRequest,
         serving: list[Worker],
         tokens: npt.NDArray[np.uint32] | None,
+        subset: tuple[str, ...] | None,
         now: float,
     ) -> Decision:
         pool = self._pool
@@ -412,9 +409,12 @@ class KvPicker:
             extras = block_extras(cache_salt=parsed.cache_salt)
             matched = overlaps(pool.index, chains, tokens, extras)
             size = RequestSize(len(tokens), block_size)
+        found = candidates(pool.workers.values(), parsed.model, matched, pool.index, now)
+        if subset is not None:
+            found = within(subset, found)
         decision = choose(
             size,
-            candidates(pool.workers.values(), parsed.model, matched, pool.index, now),
+            found,
             self._policy,
             self._rng,
             turn=self._turn,
@@ -487,6 +487,20 @@ class KvPicker:
             param="model",
             code="model_not_found",
         )
+
+    def _refuse_unroutable(self, model: str, decision: Decision) -> Refusal:
+        """429: there is capacity, but a filter keeps it back; 503: there is none."""
+        if decision.filtered:
+            return self._refuse(
+                429,
+                f"All workers for {model} are kept back at the moment; try again later.",
+                "rejected-saturated",
+                code="workers_saturated",
+            )
+        message = f"No worker for {model} can take requests at the moment."
+        if any(candidate.dropped == OUTSIDE for candidate in decision.dropped):
+            message = f"No worker for {model} that the gateway allows can take requests."
+        return self._refuse(503, message, "rejected-no-endpoints", code="no_worker_available")
 
     def _refuse(
         self,

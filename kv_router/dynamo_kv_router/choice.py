@@ -16,6 +16,8 @@ from typing import Protocol
 
 import msgspec
 
+from dynamo_kv_router.load import STALE_S
+
 
 class Rng(Protocol):
     """What ``choose`` needs of ``random.Random``."""
@@ -58,6 +60,17 @@ class Candidate(msgspec.Struct, frozen=True, array_like=True):
     cached_blocks: int = 0  # blocks in the worker's cache, for ties
     exact: bool = True  # the cache is known exactly
     dropped: str = ""  # why it can't be chosen; "" if it can
+    tracked: bool = True  # the index follows the cache at all
+    confirms: bool = True  # the worker tells of every request that it took, whoever sent it
+    waiting: int = 0  # requests in the engine's queue, as it told
+    running: int = 0  # requests in its batch
+    kv_usage: float = 0.0  # share of its cache in use, 0..1
+    figures_age: float = math.inf  # seconds since those three were true; infinite: never told
+
+    @property
+    def figures_known(self) -> bool:
+        """Whether waiting, running and kv_usage may be believed."""
+        return self.figures_age <= STALE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +110,14 @@ class Policy:
 
 
 class Scored(msgspec.Struct, frozen=True, array_like=True):
-    """A candidate with its cost in blocks; lower wins."""
+    """A candidate with its cost in blocks; lower wins.
+
+    A decision by scorers has no cost: there ``cost`` is the weighted sum of ``scores``, negated.
+    """
 
     candidate: Candidate
     cost: float
+    scores: tuple[float, ...] = ()  # in [0, 1], in the order of ``Decision.scorers``
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +126,7 @@ class Decision:
 
     ``ranked`` holds the eligible candidates, best first (the first is the pick, the others are the
     fallback order); ``dropped`` holds the rest, each with the reason in ``Candidate.dropped``.
+    Scorers of a profile leave their names and weights in ``scorers``.
     """
 
     size: RequestSize
@@ -116,10 +134,14 @@ class Decision:
     how: How
     ranked: tuple[Scored, ...]
     dropped: tuple[Candidate, ...]
+    profile: str = ""  # the scheduling profile that decided; "" for the policy's mode
+    scorers: tuple[tuple[str, float], ...] = ()  # (name, weight)
+    filtered: int = 0  # of ``dropped``: eligible, but dropped by the profile's filters
+    limit: int = 0  # endpoints that may be named; 0: as many as whoever asks wants
 
     @property
     def mode(self) -> str:
-        return self.policy.mode
+        return "profile" if self.profile else self.policy.mode
 
     @property
     def chosen(self) -> Scored | None:
@@ -131,7 +153,13 @@ class Decision:
         return tuple(scored.candidate.endpoint for scored in self.ranked)
 
     def terms(self, scored: Scored) -> dict[str, float]:
-        """The parts of a candidate's cost by name; they add up to it. Empty outside mode kv."""
+        """The parts of a candidate's cost by name; they add up to it. Empty outside mode kv.
+
+        With a profile: each scorer's weight times its score; they add up to the cost, negated.
+        """
+        if self.profile:
+            parts = zip(self.scorers, scored.scores, strict=True)
+            return {name: weight * score for (name, weight), score in parts}
         if self.mode != "kv":
             return {}
         least_prefill = min(s.candidate.active_prefill_tokens for s in self.ranked)
@@ -166,7 +194,8 @@ def prefill_term(
         excess = (candidate.active_prefill_tokens - least_prefill) / size.prompt_tokens
     credit = policy.overlap_score_credit / (1.0 + policy.overlap_score_credit_decay * excess)
     work = (candidate.active_prefill_tokens + size.prompt_tokens) / size.block_size
-    return policy.prefill_load_scale * max(0.0, work - credit * candidate.overlap_blocks)
+    work -= credit * candidate.overlap_blocks
+    return policy.prefill_load_scale * work if work > 0.0 else 0.0
 
 
 def decode_term(size: RequestSize, candidate: Candidate, _: float, __: Policy) -> float:

@@ -6,13 +6,22 @@ of it, so the picker books the request under a key of its own until the worker c
 blind window is short and measured; with several pickers each multiplies its unconfirmed bookings
 by their number, as the others are probably just as far ahead of what the worker says.
 
-Stock engines confirm nothing: there a booking lives until its stream ends, and its prefill is
-taken as done after an estimated time.
+Stock engines confirm nothing: there a booking lives until its stream ends, its prefill is taken as
+done after an estimated time, and what other pickers sent is known only from the engine's figures:
+what they count beyond this picker's own requests at that moment.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+from dynamo_kv_router.engine_metrics import EngineFigures
+
+STALE_S = 5.0
+"""Seconds after which an engine's figures are not believed any more. Engines are asked once a
+second, ours tell once a second: five missed in a row are no accident."""
+UNTOLD = EngineFigures(0, 0, 0.0, 0.0)
+"""Figures of an engine that has told none."""
 
 STOCK_PREFILL_TOKENS_PER_S = 10_000.0
 """The prefill speed assumed of an engine that reports none. It only shapes the decay of bookings
@@ -40,11 +49,14 @@ class WorkerLoad:
     confirms: bool  # the worker's stream reports acceptances
     pickers: int = 1
     draining: bool = False
-    waiting: int = 0  # the engine's own queue, as published or scraped
+    figures: EngineFigures = UNTOLD  # the engine's own, as published or scraped
+    waiting: int = 0  # of ``figures``: the engine's own queue
     kv_blocks_used: int = 0
     kv_blocks_total: int = 0
     observed_at: float | None = None  # when the engine's own figures were taken; None: never
     in_hand_then: float = 0.0  # active requests at that time
+    others_requests: int = 0  # stock: in the engine's figures, but not from this picker
+    others_blocks: int = 0
     accepted: dict[str, _Request] = field(default_factory=dict)  # booking key -> request
     booked: dict[str, _Request] = field(default_factory=dict)  # not confirmed yet
     accepted_prefill_tokens: int = 0
@@ -52,23 +64,31 @@ class WorkerLoad:
     booked_prefill_tokens: int = 0
     booked_decode_blocks: int = 0
 
-    def observe(self, waiting: int, kv_blocks_used: int, kv_blocks_total: int, at: float) -> None:
+    def observe(
+        self, figures: EngineFigures, kv_blocks_used: int, kv_blocks_total: int, at: float
+    ) -> None:
         """The engine's own figures, taken at ``at`` (seconds, the caller's clock).
 
         Workers send the same figures again when something else changed; those are known already.
         """
-        known = (self.waiting, self.kv_blocks_used, self.kv_blocks_total)
         if (
             self.observed_at is not None
             and at - self.observed_at < SAME_FIGURES_S
-            and known == (waiting, kv_blocks_used, kv_blocks_total)
+            and (self.figures, self.kv_blocks_total) == (figures, kv_blocks_total)
         ):
             return
-        self.waiting = waiting
-        self.kv_blocks_used = kv_blocks_used
-        self.kv_blocks_total = kv_blocks_total
-        self.observed_at = at
+        self.figures, self.waiting, self.observed_at = figures, figures.waiting, at
+        self.kv_blocks_used, self.kv_blocks_total = kv_blocks_used, kv_blocks_total
+        if not self.confirms:
+            counted = figures.running + figures.waiting
+            self.others_requests = max(0, counted - len(self.booked))
+            self.others_blocks = max(0, kv_blocks_used - self.booked_decode_blocks)
         self.in_hand_then = self.active_requests()
+
+    def forget_figures(self) -> None:
+        """The engine tells none any more. (One that can't be asked leaves its last to grow old.)"""
+        self.figures, self.observed_at, self.in_hand_then = UNTOLD, None, 0.0
+        self.waiting = self.kv_blocks_used = self.others_requests = self.others_blocks = 0
 
     def _blocks(self, tokens: int) -> int:
         return -(-max(tokens, 0) // self.block_size)
@@ -146,10 +166,12 @@ class WorkerLoad:
 
     def active_decode_blocks(self) -> float:
         """Blocks held by running requests."""
-        scale = self.pickers if self.confirms else 1
-        return self.accepted_decode_blocks + scale * self.booked_decode_blocks
+        if self.confirms:
+            return self.accepted_decode_blocks + self.pickers * self.booked_decode_blocks
+        return self.booked_decode_blocks + self.others_blocks
 
     def active_requests(self) -> float:
         """Requests in hand."""
-        scale = self.pickers if self.confirms else 1
-        return len(self.accepted) + scale * len(self.booked)
+        if self.confirms:
+            return len(self.accepted) + self.pickers * len(self.booked)
+        return len(self.booked) + self.others_requests

@@ -360,6 +360,36 @@ async def test_nobody_ready_is_503() -> None:
         assert dict(answer.headers)["x-llm-d-request-dropped-reason"] == "rejected-no-endpoints"
 
 
+@pytest.mark.parametrize(
+    ("subset", "picked"),
+    [
+        (("127.0.0.3:8000",), ("127.0.0.3:8000",)),
+        (("127.0.0.3", "10.0.0.1:1"), ("127.0.0.3:8000",)),
+        (("127.0.0.2:8000", "127.0.0.3:8000"), ("127.0.0.2:8000", "127.0.0.3:8000")),
+    ],
+)
+async def test_a_subset_hint_is_kept_to(subset: tuple[str, ...], picked: tuple[str, ...]) -> None:
+    async with world(workers=3) as w:
+        route = await w.picker.pick(replace(request(range(4)), subset=subset))
+        assert isinstance(route, Route)
+        assert sorted(route.endpoints) == list(picked)
+
+
+@pytest.mark.parametrize("subset", [(), ("10.0.0.1:8000",), ("127.0.0.2:8001",)])
+async def test_a_subset_that_leaves_nobody_is_503(subset: tuple[str, ...]) -> None:
+    async with world(workers=1) as w:
+        answer = await w.picker.pick(replace(request(range(4)), subset=subset))
+        assert isinstance(answer, Refusal)
+        assert answer.status == 503
+        assert b"the gateway allows" in answer.body
+        assert dict(answer.headers)["x-llm-d-request-dropped-reason"] == "rejected-no-endpoints"
+        entry = w.journal.get("r")
+        assert entry is not None
+        assert [c["dropped"] for c in entry.to_json()["candidates"]] == [
+            "outside the gateway's subset"
+        ]
+
+
 async def test_the_load_a_worker_publishes_about_itself_is_taken() -> None:
     async with world(workers=1) as w:
         w.publishers[0].set_load(Load(waiting=3, kv_blocks_used=5, kv_blocks_total=9))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from dynamo_kv_router.engine_metrics import EngineFigures
 from dynamo_kv_router.load import STOCK_PREFILL_TOKENS_PER_S, WorkerLoad
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +56,17 @@ def test_prefill_on_stock_engines_fades() -> None:
     assert load.active_requests() == 1
     load.release("p-1")
     assert load.active_requests() == 0
+
+
+def test_others_on_stock_engines_are_what_its_figures_count_beyond_ours() -> None:
+    load = WorkerLoad(block_size=16, confirms=False)
+    load.book("p-1", 160, 0, now=0.0)
+    load.observe(EngineFigures(3, 1, 0.5, 0.0), 50, 100, 1.0)
+    assert (load.active_requests(), load.active_decode_blocks()) == (4, 50)
+    load.book("p-2", 160, 0, now=1.1)
+    assert (load.active_requests(), load.active_decode_blocks()) == (5, 60)
+    load.forget_figures()
+    assert (load.active_requests(), load.active_decode_blocks()) == (2, 20)
 
 
 keys = st.sampled_from(["a", "b", "c"])

@@ -121,9 +121,18 @@ class StockFollower:
             answer.raise_for_status()
             return await answer.read()
 
+    async def _metrics_page(self) -> str:
+        """A backend may have none: it is chosen by what this picker sends to it."""
+        try:
+            return (await self._get("/metrics")).decode(errors="replace")
+        except aiohttp.ClientResponseError as error:
+            if error.status >= 500:
+                raise
+            return ""
+
     async def _ask(self) -> None:
         asked_at = self._clock()
-        page = (await self._get("/metrics")).decode(errors="replace")
+        page = await self._metrics_page()
         models = msgspec.json.decode(await self._get("/v1/models"), type=_Models).data
         base = next((model for model in models if model.parent is None), None)
         if base is None:
@@ -145,13 +154,6 @@ class StockFollower:
             max_model_len=description.max_model_len,
         )
         figures = engine_metrics.figures(page)
-        if figures is not None:
-            self._worker.load.observe(
-                figures.waiting,
-                round(figures.cache_usage * description.total_blocks),
-                description.total_blocks,
-                asked_at,
-            )
         if description != self._description:
             await self._forget("another engine answers")
             self._description = description
@@ -162,6 +164,15 @@ class StockFollower:
             await self._forget("its events could not be followed")
             self._description = description
             await self._listen(description)
+        if figures is not None:
+            self._worker.load.observe(
+                figures,
+                round(figures.cache_usage * description.total_blocks),
+                description.total_blocks,
+                asked_at,
+            )
+        else:
+            self._worker.load.forget_figures()
         if self._listening is not None and not self._heard:
             # No replay and no event yet: only an engine that has done nothing caches nothing.
             idle = figures is not None and not (
@@ -179,6 +190,7 @@ class StockFollower:
             self._no_events = "the engine does not say its block size"
         else:
             self._no_events = ""
+        self._worker.tracked = not self._no_events
         if source is None or self._no_events:
             log.warning("%s: %s", self._worker.name, self._no_events)
             self._pool.set_live(self._worker, False, self._no_events)

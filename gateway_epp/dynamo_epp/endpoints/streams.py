@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from dynamo_kv_router.engine_metrics import EngineFigures
 from dynamo_kv_router.stream.format import (
     Accepted,
     Cleared,
@@ -121,9 +122,11 @@ class StreamFollower:
         view = self._worker.load
         view.pickers = max(1, load.pickers)
         view.draining = load.draining
-        if load.age_s >= 0:
-            observed_at = self._clock() - load.age_s
-            view.observe(load.waiting, load.kv_blocks_used, load.kv_blocks_total, observed_at)
+        if load.age_s >= 0:  # the launcher has seen figures of its engine
+            total = load.kv_blocks_total
+            usage = load.kv_blocks_used / total if total else 0.0
+            figures = EngineFigures(load.running, load.waiting, usage, 0.0)
+            view.observe(figures, load.kv_blocks_used, total, self._clock() - load.age_s)
 
     def on_events(self, _: str, events: list[Event]) -> None:
         worker, index, now = self._worker, self._pool.index, self._clock()

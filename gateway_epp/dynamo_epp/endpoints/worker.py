@@ -29,6 +29,8 @@ class Worker:
     """Tokens a block; 0 until known."""
     live: bool = False
     """What the index holds of it is current."""
+    tracked: bool = True
+    """Events of its cache come at all; false for an engine that publishes none."""
     exact: bool = False
     """What the index holds of it is all that it caches."""
     problem: str = "not heard of yet"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from dynamo_kv_router.index import BlockIndex
 from dynamo_kv_router.keys import block_keys, model_seed
 
 from dynamo_epp.endpoints.worker import Worker
-from dynamo_epp.scheduling.filters import reason_to_drop
+from dynamo_epp.scheduling.filters.eligibility import RULES, Rule, reason_to_drop
 
 Chain = tuple[str, str, int]
 """(base model, LoRA adapter or "", tokens a block): see ``Worker.chain``."""
@@ -39,23 +40,30 @@ def candidates(
     matched: Mapping[Chain, Mapping[int, int]],
     index: BlockIndex,
     now: float,
+    rules: tuple[Rule, ...] = RULES,
 ) -> list[Candidate]:
     """One candidate for each worker, in the pool's order; those that can't be chosen say why."""
     result = []
     for worker in workers:
-        load = worker.load
-        overlap = matched.get(worker.chain(model), {}).get(worker.slot, 0) if worker.live else 0
+        load, figures = worker.load, worker.load.figures
+        depths = matched.get(worker.chain(model)) if worker.live and matched else None
         result.append(
-            Candidate(
-                name=worker.endpoint.name,
-                endpoint=worker.hostport,
-                overlap_blocks=overlap,
-                active_prefill_tokens=load.active_prefill_tokens(now),
-                active_decode_blocks=load.active_decode_blocks(),
-                active_requests=load.active_requests(),
-                cached_blocks=index.blocks(worker.slot),
-                exact=worker.live and worker.exact,
-                dropped=reason_to_drop(worker, model),
+            Candidate(  # by position: by name it would take twice as long
+                worker.endpoint.name,
+                worker.hostport,
+                depths.get(worker.slot, 0) if depths else 0,
+                load.active_prefill_tokens(now),
+                load.active_decode_blocks(),
+                load.active_requests(),
+                index.blocks(worker.slot),
+                worker.live and worker.exact,
+                reason_to_drop(worker, model, rules),
+                worker.live and worker.tracked,
+                load.confirms,
+                figures.waiting,
+                figures.running,
+                figures.cache_usage,
+                math.inf if load.observed_at is None else now - load.observed_at,
             )
         )
     return result

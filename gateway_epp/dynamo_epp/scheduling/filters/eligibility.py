@@ -1,8 +1,9 @@
-"""Reasons for which a worker can't be chosen.
+"""Reasons for which a worker can't serve a request, whatever the configuration says.
 
-A filter gives "" or the reason in words; the first reason found is kept on the candidate, so that
-`dynamo explain` can tell it. To add one, write the function and put it into ``FILTERS`` where its
-reason should win over those below.
+These make the pool: where they leave nobody, there is no capacity (503). What a profile's filters
+drop after them is capacity that may not be used now (429). A rule gives "" or the reason in words;
+the first reason found is kept on the candidate, so that `dynamo explain` can tell it. To add one,
+write the function and put it into ``RULES`` where its reason should win over those below.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 
 from dynamo_epp.endpoints.worker import Worker
 
-Filter = Callable[[Worker, str], str]
+Rule = Callable[[Worker, str], str]
 
 
 def serves_model(worker: Worker, model: str) -> str:
@@ -23,6 +24,11 @@ def serves_model(worker: Worker, model: str) -> str:
 def takes_requests(worker: Worker, _: str) -> str:
     """Prefill workers get their requests from decode workers, not from clients."""
     return "prefill role" if worker.endpoint.role == "prefill" else ""
+
+
+def prefills(worker: Worker, _: str) -> str:
+    """The counterpart of ``takes_requests``: whom a decode worker may ask for a prefill."""
+    return "" if worker.endpoint.role == "prefill" else "no prefill role"
 
 
 def not_terminating(worker: Worker, _: str) -> str:
@@ -37,18 +43,22 @@ def is_ready(worker: Worker, _: str) -> str:
     return "" if worker.endpoint.ready else "not ready"
 
 
-FILTERS: tuple[Filter, ...] = (
+RULES: tuple[Rule, ...] = (
     serves_model,
     takes_requests,
     not_terminating,
     not_draining,
     is_ready,
 )
+PREFILL_RULES: tuple[Rule, ...] = tuple(
+    prefills if rule is takes_requests else rule for rule in RULES
+)
+"""For the second ranking of a request whose prefill runs elsewhere."""
 
 
-def reason_to_drop(worker: Worker, model: str) -> str:
+def reason_to_drop(worker: Worker, model: str, rules: tuple[Rule, ...] = RULES) -> str:
     """The first reason for which ``worker`` can't serve ``model`` at this moment, or ""."""
-    for rule in FILTERS:
+    for rule in rules:
         if reason := rule(worker, model):
             return reason
     return ""

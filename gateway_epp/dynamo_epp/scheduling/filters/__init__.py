@@ -1,0 +1,5 @@
+"""Who may get a request: what every worker must be (`eligibility`), and the filters of profiles."""
+
+from dynamo_epp.scheduling.filters.eligibility import PREFILL_RULES, RULES, reason_to_drop
+
+__all__ = ["PREFILL_RULES", "RULES", "reason_to_drop"]
