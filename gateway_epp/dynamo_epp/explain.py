@@ -135,6 +135,8 @@ class Refused:
             "stream": False,
             "how": "refused",
             "mode": "",
+            "profile": "",
+            "scorers": {},
             "reason": f"{self.reason}: {self.message}",
             "routing": "",
             "tenant": "",
