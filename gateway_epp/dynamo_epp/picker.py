@@ -24,6 +24,7 @@ from dynamo_runtime.logs import request_id as request_id_of
 from dynamo_runtime.tracing import Tracing
 
 from dynamo_epp import request_log, spans
+from dynamo_epp.admission.gate import Admitted, Arrival, Gate, Rejection
 from dynamo_epp.compact import Kept
 from dynamo_epp.endpoints.pool import Pool
 from dynamo_epp.endpoints.worker import Worker
@@ -51,12 +52,20 @@ REASON_HEADER = "x-llm-d-request-dropped-reason"
 BYTES_PER_TOKEN = 4
 """Rule of thumb for prompts that were not tokenized; it only sizes the load booked for them."""
 DEFAULT_BLOCK_SIZE = 16
+ANSWER_TOKENS = 256
+"""Expected of an answer whose length the client does not bound, until the worker tells."""
 INLINE_BODY = 512 * 1024
 """Bytes; a larger body is parsed beside the loop, where other picks don't wait for it."""
 LATE_S = 5.0
 """How long after a stream's end the worker's own account of the request is waited for."""
 FALLBACKS = 3
 """Endpoints named behind the first one, for Envoy to retry on."""
+
+
+def expected_tokens(request: ParsedRequest) -> float:
+    """What a request will probably take, prompt and answer, before it was tokenized."""
+    answer = ANSWER_TOKENS if request.max_tokens is None else request.max_tokens
+    return request.body_bytes / BYTES_PER_TOKEN + max(1, request.n) * max(0, answer)
 
 
 class PromptTokens(Protocol):
@@ -83,6 +92,7 @@ class Booking:
     entry: Entry
     picked_at: float  # monotonic seconds
     open: bool = True  # the stream has not ended
+    admitted: Admitted | None = None  # how it came in
 
 
 @dataclass(slots=True, eq=False)
@@ -113,6 +123,7 @@ def _message(answer: Refusal) -> str:
 class KvPicker:
     """Chooses among the pool's workers. Implements ``extproc.Picker``.
 
+    ``gate`` holds requests back that may not go yet; without one all of them go at once.
     ``clock`` gives monotonic seconds, ``wall`` Unix seconds; ``replica`` is unique per picker
     process and starts every booking key. A request that comes before the pool is warm waits at
     most ``warm_up_s`` seconds. ``access_log`` writes a line for each request. ``relays`` says that
@@ -135,6 +146,7 @@ class KvPicker:
         access_log: bool = False,
         relays: bool = False,
         tracing: Tracing | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._pool = pool
         self._tokenization = tokenization
@@ -149,6 +161,7 @@ class KvPicker:
         self._access_log = access_log
         self._relays = relays
         self._tracing = tracing
+        self._gate = gate
         self._warmed = False
         self._turn = 0
         self._bookings: dict[str, Booking] = {}  # until the stream and the request both ended
@@ -171,7 +184,7 @@ class KvPicker:
         return answer
 
     async def _pick(self, request: PickRequest, asked: Asked) -> Route | Refusal:
-        started, path, body = asked.started, asked.path, request.body or b""
+        path, body = asked.path, request.body or b""
         try:
             if len(body) <= INLINE_BODY:
                 parsed = parse(path, body)
@@ -186,6 +199,31 @@ class KvPicker:
             # Once only: a worker that stays silent makes decisions approximate, not slow.
             await self._pool.wait_warm(self._warm_up_s)
             self._warmed = True
+        if self._gate is None or request.subset == ():  # nothing to wait for
+            return await self._choose(request, asked, parsed)
+        serving = self._pool.serving(parsed.model)
+        if not serving and not self._gate.knows(parsed.model):
+            return self._refuse_unserved(parsed.model)
+        base = serving[0].model if serving else ""
+        tokens = expected_tokens(parsed)
+        headers = request.head.headers
+        arrival = Arrival(parsed.model, base, headers, tokens, parsed.body_bytes)
+        admitted = await self._gate.enter(arrival)
+        if isinstance(admitted, Rejection):
+            return self._reject(admitted)
+        with admitted:
+            return await self._choose(request, asked, parsed, admitted)
+
+    async def _choose(
+        self,
+        request: PickRequest,
+        asked: Asked,
+        parsed: ParsedRequest,
+        admitted: Admitted | None = None,
+    ) -> Route | Refusal:
+        """The pick of a request that may go now."""
+        waited_s = admitted.waited_s if admitted else 0.0
+        started = asked.started + waited_s
         workers = self._pool.serving(parsed.model)
         if not workers:
             return self._refuse_unserved(parsed.model)
@@ -215,7 +253,7 @@ class KvPicker:
         entry = asked.entry = Entry(
             request_id=asked.request_id,
             time=self._wall(),
-            path=path,
+            path=asked.path,
             model=parsed.model,
             stream=parsed.stream,
             kept=Kept.of(decision),
@@ -223,13 +261,15 @@ class KvPicker:
             prompt_tokens=prompt_tokens,
             stages_ms={
                 "parse": (parsed_at - started) * 1e3,
+                "queue": waited_s * 1e3,
                 "tokenize": (tokenized_at - parsed_at) * 1e3,
             },
+            tenant=admitted.tenant if admitted else "",
         )
         self._journal.add(entry)
         if decision.chosen is None:
             return self._refuse_unroutable(parsed.model, decision)
-        route = self._route(parsed, body, decision, entry)
+        route = self._route(parsed, request.body or b"", decision, entry, admitted)
         done = self._clock()
         entry.stages_ms["choose"] = (done - tokenized_at) * 1e3
         self._count(entry, decision, done - started)
@@ -242,6 +282,8 @@ class KvPicker:
         entry, now = booking.entry, self._clock()
         booking.open = False
         booking.worker.load.release(booking.key)
+        if self._gate is not None:
+            self._gate.kick()
         self._metrics.model(entry.model).active.dec()
         if self._open.get(entry.request_id) is entry:
             del self._open[entry.request_id]
@@ -283,10 +325,16 @@ class KvPicker:
             booking.entry.outcome["first_token_s"] = round(seconds, 6)
 
     def on_finished(self, worker: Worker, event: Finished) -> None:
+        if self._gate is not None:
+            self._gate.kick()
         booking = self._bookings.pop(event.booking, None)
         if booking is None:
             return
         entry, model = booking.entry, booking.entry.model
+        if self._gate is not None and booking.admitted is not None:
+            used = (event.prompt_tokens, event.completion_tokens)
+            if min(used) >= 0:
+                self._gate.used(booking.admitted, sum(used))
         if event.prompt_tokens >= 0:
             entry.outcome["prompt_tokens"] = event.prompt_tokens
         if event.cached_tokens >= 0:
@@ -431,7 +479,14 @@ class KvPicker:
         }
         return "; ".join(sorted(problems))
 
-    def _route(self, parsed: ParsedRequest, body: bytes, decision: Decision, entry: Entry) -> Route:
+    def _route(
+        self,
+        parsed: ParsedRequest,
+        body: bytes,
+        decision: Decision,
+        entry: Entry,
+        admitted: Admitted | None,
+    ) -> Route:
         assert decision.chosen is not None
         chosen = decision.chosen.candidate
         worker = self._pool.workers[chosen.name]
@@ -442,8 +497,10 @@ class KvPicker:
         worker.load.book(key, prompt, cached, now)
         if entry.prompt_tokens >= 0:
             entry.predicted_cached_tokens = cached
-        booking = Booking(key, parsed.kind, worker, entry, now)
+        booking = Booking(key, parsed.kind, worker, entry, now, admitted=admitted)
         self._bookings[key] = booking
+        if admitted is not None:
+            admitted.booked = True
         self._open[entry.request_id] = entry
         metrics = self._metrics.model(parsed.model)
         metrics.started.inc()
@@ -502,6 +559,15 @@ class KvPicker:
             message = f"No worker for {model} that the gateway allows can take requests."
         return self._refuse(503, message, "rejected-no-endpoints", code="no_worker_available")
 
+    def _reject(self, rejection: Rejection) -> Refusal:
+        return self._refuse(
+            rejection.status,
+            rejection.message,
+            rejection.reason,
+            code=rejection.reason.replace("-", "_"),
+            retry_after_s=rejection.retry_after_s,
+        )
+
     def _refuse(
         self,
         status: int,
@@ -510,12 +576,14 @@ class KvPicker:
         *,
         param: str | None = None,
         code: str | None = None,
+        retry_after_s: int | None = None,
     ) -> Refusal:
+        retry = () if retry_after_s is None else (("retry-after", str(retry_after_s)),)
         self._metrics.refusals.labels(str(status), reason).inc()
         return Refusal(
             status,
             error_body(status, message, param=param, code=code),
-            (("content-type", "application/json"), (REASON_HEADER, reason)),
+            (("content-type", "application/json"), (REASON_HEADER, reason), *retry),
         )
 
     # --- for the status server

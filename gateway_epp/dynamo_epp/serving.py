@@ -34,6 +34,10 @@ from dynamo_runtime.kubernetes.client import KubernetesClient
 from dynamo_runtime.lifecycle import Lifecycle
 from prometheus_client import CollectorRegistry, Gauge
 
+from dynamo_epp.admission.endpoints import PoolEndpoints
+from dynamo_epp.admission.gate import Gate
+from dynamo_epp.admission.metrics import AdmissionMetrics
+from dynamo_epp.admission.settings import FlowControlSettings
 from dynamo_epp.endpoints.pool import Follower, Pool
 from dynamo_epp.endpoints.stock import StockFollower
 from dynamo_epp.endpoints.streams import StreamFollower
@@ -66,6 +70,7 @@ class PickerSettings:
     """What can be set on a picker."""
 
     policy: Policy = field(default_factory=Policy)
+    flow_control: FlowControlSettings = field(default_factory=FlowControlSettings)
     discovery_backend: str = "file"
     """Where endpoints come from. ``file`` is a JSON file that the local runner writes,
     ``kubernetes`` the API server."""
@@ -195,6 +200,12 @@ class ServingKvPicker:
             lambda snapshot: self._publish(snapshot),
         )
         self._tracing = tracing.start("dynamo-picker", os.environ, registry)
+        self._gate = Gate(
+            settings.flow_control,
+            PoolEndpoints(self._pool),
+            AdmissionMetrics(registry),
+            clock=time.monotonic,
+        )
         self._picker = KvPicker(
             self._pool,
             self._tokenization,
@@ -208,8 +219,9 @@ class ServingKvPicker:
             access_log=settings.access_log,
             relays=settings.relays,
             tracing=self._tracing,
+            gate=self._gate,
         )
-        self._gauges: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     def _on_discovery_problem(self, problem: str) -> None:
         self._discovery.set(0 if problem else 1)
@@ -235,7 +247,10 @@ class ServingKvPicker:
         self._publish = publish
         await self._pool.start()
         await self._pool.synced.wait()
-        self._gauges = asyncio.create_task(self._keep_gauges())
+        self._tasks = [
+            asyncio.create_task(self._keep_gauges()),
+            asyncio.create_task(self._drain_gate()),
+        ]
         self._lifecycle.set_not_ready("waiting for the caches of workers that are ready already")
         if not await self._pool.wait_warm(START_WARM_S):
             silent = [w.name for w in self._pool.workers.values() if not w.live]
@@ -249,9 +264,10 @@ class ServingKvPicker:
         self._picker.on_access_log(entry)
 
     async def stop(self) -> None:
-        if self._gauges is not None:
-            self._gauges.cancel()
-            await asyncio.gather(self._gauges, return_exceptions=True)
+        self._gate.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._pool.stop()
         self._tokenization.stop()
         self._threads.close()
@@ -265,6 +281,10 @@ class ServingKvPicker:
     def released(self, route: Route) -> None:
         self._picker.released(route)
 
+    async def _drain_gate(self) -> None:
+        await self._lifecycle.stop_requested.wait()
+        self._gate.drain()
+
     async def _keep_gauges(self) -> None:
         metrics = self._metrics
         while True:
@@ -276,5 +296,7 @@ class ServingKvPicker:
             blocks = sum(self._pool.index.blocks(w.slot) for w in self._pool.workers.values())
             metrics.cached_blocks.set(blocks)
             self._pool_metrics.observe(self._pool.workers.values())
+            self._gate.learn()
+            self._gate.show_lanes()
             self._tokenization.keep_up(self._pool.workers.values())
             await asyncio.sleep(GAUGES_EVERY_S)

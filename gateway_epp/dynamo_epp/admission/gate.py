@@ -15,7 +15,13 @@ from types import TracebackType
 from typing import Protocol
 
 from dynamo_epp.admission.demand import GivenUp
-from dynamo_epp.admission.identity import Objectives, no_objectives, priority_of, tenant_of
+from dynamo_epp.admission.identity import (
+    DEFAULT_TENANT,
+    Objectives,
+    no_objectives,
+    priority_of,
+    tenant_of,
+)
 from dynamo_epp.admission.limits import Charge, RateLimiter
 from dynamo_epp.admission.metrics import OTHER, AdmissionMetrics
 from dynamo_epp.admission.pace import Pace
@@ -69,10 +75,11 @@ class Rejection:
 
 
 class Admitted:
-    """A request that may go now. Use as a context until it is booked on a worker: so long it counts
-    as on its way to one. ``charge`` is settled when it is known what it used."""
+    """A request that may go now. Use as a context until it is ``booked`` on a worker: so long it
+    counts as on its way to one. If it never is, its ``charge`` is given back. ``tenant`` is "" if
+    nobody said who it is."""
 
-    __slots__ = ("_leave", "charge", "priority", "tenant", "waited_s")
+    __slots__ = ("_leave", "booked", "charge", "priority", "tenant", "waited_s")
 
     def __init__(
         self,
@@ -80,12 +87,13 @@ class Admitted:
         priority: int,
         waited_s: float,
         charge: Charge,
-        leave: Callable[[], None],
+        leave: Callable[[Admitted], None],
     ) -> None:
         self.tenant = tenant
         self.priority = priority
         self.waited_s = waited_s
         self.charge = charge
+        self.booked = False
         self._leave = leave
 
     def __enter__(self) -> Admitted:
@@ -97,7 +105,7 @@ class Admitted:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._leave()
+        self._leave(self)
 
 
 @dataclass(slots=True, eq=False)
@@ -182,11 +190,14 @@ class Gate:
             return rejection
         state = self._lanes[lane]
 
-        def leave() -> None:
+        def leave(admitted: Admitted) -> None:
             state.on_way -= 1
+            if not admitted.booked:
+                self._limiter.refund(charge)
             self.kick()
 
-        return Admitted(tenant, priority, self._clock() - now, charge, leave)
+        told = "" if tenant == DEFAULT_TENANT else tenant
+        return Admitted(told, priority, self._clock() - now, charge, leave)
 
     def used(self, admitted: Admitted, tokens: int) -> None:
         """The worker told what the request really took."""
