@@ -10,7 +10,7 @@ import asyncio
 import copy
 import itertools
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,35 +32,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.runtime.kube_api import serving
+from tests.virtual_time import in_virtual_time
 
 Json = dict[str, Any]
-
-
-class VirtualTime(asyncio.SelectorEventLoop):
-    """An event loop whose clock jumps to the next thing that is due, and never stands still."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._now = 0.0
-
-    def time(self) -> float:
-        return self._now
-
-    def _run_once(self) -> None:
-        scheduled, ready = self._scheduled, self._ready  # type: ignore[attr-defined]
-        due = [handle.when() for handle in scheduled if not handle.cancelled()]
-        self._now += 1e-6
-        if not ready and due:
-            self._now = max(self._now, min(due))
-        super()._run_once()  # type: ignore[misc]
-
-
-def in_virtual_time(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    loop = VirtualTime()
-    try:
-        loop.run_until_complete(main())
-    finally:
-        loop.close()
 
 
 @dataclass

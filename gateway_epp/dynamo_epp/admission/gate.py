@@ -423,6 +423,11 @@ class Gate:
             self._metrics.saturation.labels(name).set(self._saturation(name, lane, now))
         self._metrics.demand.labels(OTHER).set(unknown)
 
+    def on_way(self, model: str) -> int:
+        """Requests let go to ``model`` and not booked yet."""
+        lane = self._lanes.get(model)
+        return lane.on_way if lane else 0
+
     def waiting(self) -> int:
         """Requests that wait."""
         return self._queue.requests
