@@ -261,7 +261,7 @@ class KvPicker:
             prompt_tokens=prompt_tokens,
             stages_ms={
                 "parse": (parsed_at - started) * 1e3,
-                "queue": waited_s * 1e3,
+                **({"queue": waited_s * 1e3} if waited_s else {}),
                 "tokenize": (tokenized_at - parsed_at) * 1e3,
             },
             tenant=admitted.tenant if admitted else "",

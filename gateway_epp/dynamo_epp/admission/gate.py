@@ -197,7 +197,8 @@ class Gate:
             self.kick()
 
         told = "" if tenant == DEFAULT_TENANT else tenant
-        return Admitted(told, priority, self._clock() - now, charge, leave)
+        waited_s = self._clock() - now
+        return Admitted(told, priority, waited_s, charge, leave)
 
     def used(self, admitted: Admitted, tokens: int) -> None:
         """The worker told what the request really took."""
