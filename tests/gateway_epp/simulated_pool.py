@@ -13,11 +13,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from dynamo_epp.endpoints.worker import Worker
+from dynamo_kv_router.engine_metrics import EngineFigures
 from dynamo_kv_router.load import WorkerLoad
 from dynamo_runtime.endpoint import Endpoint
 
 TOLD_EVERY_S = 1.0
 MODEL = "m"
+
+
+def tell(load: WorkerLoad, running: int, waiting: int, now: float) -> None:
+    """The engine's figures; its cache is half full at most."""
+    load.observe(EngineFigures(running, waiting, 0.5, 0.0), 50, 100, now)
 
 
 @dataclass(eq=False)
@@ -55,7 +61,7 @@ class Engine:
     async def tell(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            self.worker.load.observe(len(self.queue), self.running, self.slots * 2, loop.time())
+            tell(self.worker.load, self.running, len(self.queue), loop.time())
             await asyncio.sleep(TOLD_EVERY_S)
 
 

@@ -22,7 +22,7 @@ from dynamo_epp.admission.settings import (
 )
 from prometheus_client import CollectorRegistry
 
-from tests.gateway_epp.simulated_pool import MODEL, SimulatedPool
+from tests.gateway_epp.simulated_pool import MODEL, SimulatedPool, tell
 from tests.virtual_time import in_virtual_time
 
 IDENTITY = IdentitySettings(tenant_header="x-tenant", priority_header="x-priority")
@@ -86,7 +86,7 @@ def freeze(w: World) -> None:
     for engine in w.pool.engines:
         engine.queue.extend(asyncio.get_running_loop().create_future() for _ in range(5))
         engine.running = engine.slots
-        engine.worker.load.observe(5, 0, 1, asyncio.get_running_loop().time())
+        tell(engine.worker.load, engine.slots, 5, asyncio.get_running_loop().time())
 
 
 def thaw(w: World) -> None:
@@ -297,13 +297,13 @@ async def test_a_place_is_free_the_moment_its_client_leaves() -> None:
 @virtual
 async def test_a_client_that_leaves_in_the_moment_it_is_let_go_takes_no_room() -> None:
     async with world(QUEUED, workers=1) as w:
-        w.pool.engines[0].worker.load.observe(1, 0, 1, asyncio.get_running_loop().time())
+        load = w.pool.engines[0].worker.load
         for delay in range(6):
             freeze(w)
             asked = w.start()
             await asyncio.sleep(0.2)
             thaw(w)
-            w.pool.engines[0].worker.load.observe(0, 0, 1, asyncio.get_running_loop().time())
+            tell(load, 0, 0, asyncio.get_running_loop().time())
             w.gate.kick()
             for _ in range(delay):
                 await asyncio.sleep(0)

@@ -28,11 +28,10 @@ class Occupancy:
 
 
 def occupancy(load: WorkerLoad, now: float) -> Occupancy:
-    total = load.kv_blocks_total
     return Occupancy(
         age_s=None if load.observed_at is None else now - load.observed_at,
         waiting=load.waiting,
-        kv_used=load.kv_blocks_used / total if total else 0.0,
+        kv_used=load.figures.cache_usage,
         in_hand_then=load.in_hand_then,
         in_hand=load.active_requests(),
     )
