@@ -19,6 +19,7 @@ ALLOWED_SKIPS = (
     "CORPORA is not set",
     "CORPORA names no folder",
     "pods need a node, and a node needs root",
+    "no Chromium is installed",
 )
 
 

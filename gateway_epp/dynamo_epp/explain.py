@@ -8,7 +8,7 @@ a decision are kept apart, so that a flood of them pushes nothing out that went 
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import merge
@@ -19,6 +19,7 @@ from dynamo_kv_router.choice import Candidate, Decision, Scored
 from msgspec.structs import asdict
 
 from dynamo_epp.compact import Kept
+from dynamo_epp.reasons import why
 
 
 @dataclass(slots=True, eq=False)
@@ -56,37 +57,50 @@ class Entry:
         served_by = self.outcome.get("served_by")
         return (self.worker, served_by) if served_by else (self.worker,)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for `/debug/decisions`."""
-        decision = self.decision
+    def brief(self) -> dict[str, Any]:
+        """Plain data for lists: all but the candidates."""
+        shell, chosen = self.kept.shell, self.kept.chosen
         return {
             "request_id": self.request_id,
             "time": self.time,
             "path": self.path,
             "model": self.model,
             "stream": self.stream,
-            "how": str(decision.how),
-            "mode": decision.mode,
-            "profile": decision.profile,
-            "scorers": dict(decision.scorers),
-            "reason": self.reason,
-            "routing": decision.routing(),
             "tenant": self.tenant,
+            "how": str(shell.how),
+            "mode": shell.mode,
+            "profile": shell.profile,
+            "scorers": dict(shell.scorers),
+            "reason": self.reason,
+            "worker": self.worker,
+            "endpoint": chosen.candidate.endpoint if chosen else "",
+            "overlap_blocks": chosen.candidate.overlap_blocks if chosen else 0,
             "prompt_tokens": self.prompt_tokens,
             "predicted_cached_tokens": self.predicted_cached_tokens,
-            "block_size": decision.size.block_size,
-            "blocks": decision.size.blocks,
-            "candidates": [
-                *(_ranked(decision, scored) for scored in decision.ranked),
-                *(_dropped(candidate) for candidate in decision.dropped),
-            ],
-            "left_out": dict(self.kept.left_out),
+            "block_size": shell.size.block_size,
+            "blocks": shell.size.blocks,
             "stages_ms": self.stages_ms,
             "outcome": self.outcome,
         }
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, complete."""
+        decision = self.decision
+        return {
+            **self.brief(),
+            "routing": decision.routing(),
+            "candidates": [
+                *(
+                    _ranked(decision, scored, sentence)
+                    for scored, sentence in zip(decision.ranked, why(decision), strict=True)
+                ),
+                *(_dropped(candidate) for candidate in decision.dropped),
+            ],
+            "left_out": dict(self.kept.left_out),
+        }
 
-def _ranked(decision: Decision, scored: Scored) -> dict[str, Any]:
+
+def _ranked(decision: Decision, scored: Scored, sentence: str) -> dict[str, Any]:
     names = (name for name, _ in decision.scorers)
     return {
         **asdict(scored.candidate),
@@ -94,13 +108,17 @@ def _ranked(decision: Decision, scored: Scored) -> dict[str, Any]:
         "score": -scored.cost if decision.profile else None,
         "scores": dict(zip(names, scored.scores, strict=True)),
         "terms": decision.terms(scored),
+        "why": sentence,
     }
 
 
 def _dropped(candidate: Candidate) -> dict[str, Any]:
-    return {**asdict(candidate), "cost": None, "score": None, "scores": {}, "terms": {}}
+    nothing: dict[str, Any] = {"cost": None, "score": None, "scores": {}, "terms": {}}
+    return {**asdict(candidate), **nothing, "why": candidate.dropped}
 
 
+TOTALS = 20
+"""Reasons counted by name; rarer ones are left out."""
 LONGEST = 256
 """Characters kept of what a client wrote: paths and model names have any length."""
 
@@ -125,30 +143,34 @@ class Refused:
     def workers(self) -> tuple[str, ...]:
         return ()
 
-    def to_json(self) -> dict[str, Any]:
-        """The same fields as a decision's, so that both go into one list."""
+    def brief(self) -> dict[str, Any]:
+        """The fields of a decision's, so that both go into one list."""
         return {
             "request_id": self.request_id,
             "time": self.time,
             "path": self.path,
             "model": self.model,
             "stream": False,
+            "tenant": "",
             "how": "refused",
             "mode": "",
             "profile": "",
             "scorers": {},
             "reason": f"{self.reason}: {self.message}",
-            "routing": "",
-            "tenant": "",
+            "worker": "",
+            "endpoint": "",
+            "overlap_blocks": 0,
             "prompt_tokens": -1,
             "predicted_cached_tokens": -1,
             "block_size": 0,
             "blocks": 0,
-            "candidates": [],
-            "left_out": {},
             "stages_ms": {},
             "outcome": self.outcome,
         }
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields of a decision's."""
+        return {**self.brief(), "routing": "", "candidates": [], "left_out": {}}
 
 
 class Journal:
@@ -196,6 +218,21 @@ class Journal:
             if (not worker or worker in each.workers) and (not model or model == each.model)
         )
         return islice(wanted, limit)
+
+    def totals(self) -> dict[str, Any]:
+        """How often each ``how`` and each reason is among what is kept."""
+        refused = Counter(each.reason for each in self._refused.values())
+        return {
+            "decisions": len(self._entries),
+            "since": min((each.time for each in self._entries.values()), default=None),
+            "how": Counter(str(each.kept.shell.how) for each in self._entries.values()),
+            "reasons": dict(
+                Counter(each.reason for each in self._entries.values() if each.reason).most_common(
+                    TOTALS
+                )
+            ),
+            "refused": dict(refused.most_common(TOTALS)),
+        }
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -611,6 +611,8 @@ class KvPicker:
                     "active_prefill_tokens": worker.load.active_prefill_tokens(now),
                     "active_decode_blocks": worker.load.active_decode_blocks(),
                     "waiting": worker.load.waiting,
+                    "kv_blocks_used": worker.load.kv_blocks_used,
+                    "kv_blocks_total": worker.load.kv_blocks_total,
                     "pickers": worker.load.pickers,
                 }
                 for worker in self._pool.workers.values()

@@ -1,7 +1,10 @@
 """What the picker answers over HTTP: models, health, and the reasons of its decisions.
 
-`/v1/models` and `/health` are what Envoy lets clients ask; the rest (`/debug/…`) is on the status
-server only, for those who run the cluster.
+`/v1/models` and `/health` are what Envoy lets clients ask; the rest is on the status server only,
+for those who run the cluster: `/debug` for people, and below it what it is made of, as JSON.
+
+`/debug/decisions` takes `request_id`, or `limit`, `worker` and `model`; `brief=1` leaves out the
+candidates. `/debug/totals` counts what is kept, `/debug/workers` shows the endpoints.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import msgspec
 from aiohttp import web
 from dynamo_runtime.lifecycle import Lifecycle
 
+from dynamo_epp.debug_page import add_debug_page
 from dynamo_epp.endpoints.pool import Pool
 from dynamo_epp.endpoints.worker import Worker
 from dynamo_epp.explain import Journal
@@ -88,15 +92,25 @@ def add_status_routes(
         )
 
     async def decisions(request: web.Request) -> web.Response:
-        wanted = request.query.get("request_id")
+        query = request.query
+        brief = query.get("brief", "") not in ("", "0", "false")
+        wanted, limit = query.get("request_id"), query.get("limit", "50")
         if wanted is not None:
-            entry = journal.get(wanted)
-            return _json({"decisions": [] if entry is None else [entry.to_json()]})
-        limit = request.query.get("limit", "50")
-        if not limit.isdecimal():
+            found = journal.find(wanted)
+            entries = [] if found is None else [found]
+        elif limit.isdecimal() and limit.isascii():
+            entries = list(
+                journal.newest(
+                    int(limit), worker=query.get("worker", ""), model=query.get("model", "")
+                )
+            )
+        else:
             text = error_body(400, f"limit is {limit!r}; it must be a number", param="limit")
             return web.Response(body=text, status=400, content_type="application/json")
-        return _json({"decisions": [entry.to_json() for entry in journal.newest(int(limit))]})
+        return _json({"decisions": [e.brief() if brief else e.to_json() for e in entries]})
+
+    async def totals(_: web.Request) -> web.Response:
+        return _json(journal.totals())
 
     async def workers(_: web.Request) -> web.Response:
         return _json(picker.state())
@@ -105,4 +119,6 @@ def add_status_routes(
     app.router.add_get("/v1/models/{model:.*}", model)
     app.router.add_get("/health", health)
     app.router.add_get("/debug/decisions", decisions)
+    app.router.add_get("/debug/totals", totals)
     app.router.add_get("/debug/workers", workers)
+    add_debug_page(app)
