@@ -37,6 +37,9 @@ class Constant:
         self.turn += 1
         return Route((self.endpoints[self.turn % len(self.endpoints)],), routing="constant")
 
+    def answered(self, route: Route) -> None:
+        pass
+
     def released(self, route: Route) -> None:
         pass
 
@@ -52,6 +55,9 @@ class FirstOnly:
         if isinstance(outcome, Route):
             outcome.endpoints = outcome.endpoints[:1]
         return outcome
+
+    def answered(self, route: Route) -> None:
+        self.picker.answered(route)
 
     def released(self, route: Route) -> None:
         self.picker.released(route)

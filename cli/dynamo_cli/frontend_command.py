@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import logging
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -44,8 +45,12 @@ WITHOUT_COUNTERPART = frozenset(
 size and tokenizer by the workers, parsers by the engines) or does not exist."""
 
 
-def unknown_arguments(arguments: list[str], known: list[str]) -> tuple[list[str], str]:
-    """Split what no option took into flags of Dynamo without a counterpart and an error message
+def unknown_arguments(
+    arguments: list[str],
+    known: list[str],
+    without_counterpart: Collection[str] = WITHOUT_COUNTERPART,
+) -> tuple[list[str], str]:
+    """Split what no option took into flags without a counterpart here and an error message
     (empty if there is nothing else)."""
     ignored: list[str] = []
     takes_value = False
@@ -56,8 +61,8 @@ def unknown_arguments(arguments: list[str], known: list[str]) -> tuple[list[str]
                 continue
             return ignored, f"unexpected argument {argument!r}"
         name, equals, _ = argument.partition("=")
-        if name not in WITHOUT_COUNTERPART:
-            near = difflib.get_close_matches(name, [*known, *WITHOUT_COUNTERPART], 1)
+        if name not in without_counterpart:
+            near = difflib.get_close_matches(name, [*known, *without_counterpart], 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             return ignored, f"no such option: {name}{hint}"
         ignored.append(name)

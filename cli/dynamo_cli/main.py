@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 # Top-level module of a third-party package -> the extra that brings it.
 EXTRAS = {
-    "cryptography": "operator",
+    "cryptography": "epp",
     "envoy": "epp",
     "grpc": "epp",
     "jinja2": "epp",
@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "validate": ("validate_command", "validate", {}),
     "render": ("render_command", "render", {}),
     "frontend": ("frontend_command", "frontend", PASS_THROUGH),
+    "epp": ("epp_command", "epp", PASS_THROUGH | {"help_option_names": ["--help"]}),
     "worker sim": ("worker_command", "sim", PASS_THROUGH),
     "worker vllm": ("worker_command", "vllm", PASS_THROUGH),
     "model tiny": ("model_command", "tiny", {}),
@@ -65,13 +66,13 @@ class LazyGroup(TyperGroup):
             return typer.main.get_command(GROUPS[full])
         if full not in COMMANDS:
             return None
-        module, function, settings = COMMANDS[full]
+        name, function, settings = COMMANDS[full]
+        module = importlib.import_module(f"dynamo_cli.{name}")
         app = typer.Typer(
             add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
         )
-        app.command(cmd_name, context_settings=dict(settings))(
-            getattr(importlib.import_module(f"dynamo_cli.{module}"), function)
-        )
+        cls = getattr(module, "COMMAND_CLASS", None)  # of its own, to read arguments its own way
+        app.command(cmd_name, cls=cls, context_settings=dict(settings))(getattr(module, function))
         return typer.main.get_command(app)
 
 

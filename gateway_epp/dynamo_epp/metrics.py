@@ -164,6 +164,13 @@ class PickerMetrics:
             registry=registry,
         )
 
+        self.rewrites = Counter(
+            "dynamo_epp_model_rewrites",
+            "Requests whose model was rewritten, by InferenceModelRewrite and the model they got.",
+            ("rewrite", "target"),
+            registry=registry,
+        )
+
         self._labels: set[str] = set()  # models that have labels of their own
         self._models: dict[str, ModelMetrics] = {}  # by label
 
@@ -177,7 +184,9 @@ class PickerMetrics:
         return bound
 
     def label(self, model: str) -> str:
-        """The model's name, or ``OTHER`` for one of too many."""
+        """The model's name, or ``OTHER`` for one of too many, and for requests without one."""
+        if not model:
+            return OTHER
         if model not in self._labels:
             if len(self._labels) >= MAX_MODELS:
                 return OTHER

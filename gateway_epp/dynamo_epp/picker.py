@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import msgspec
@@ -31,13 +31,16 @@ from dynamo_epp.endpoints.worker import Worker
 from dynamo_epp.explain import Entry, Journal, Refused
 from dynamo_epp.extproc import PickRequest, Refusal, Route
 from dynamo_epp.metrics import PickerMetrics
+from dynamo_epp.models import NO_RULES, ModelRules
 from dynamo_epp.requests import (
     BadRequest,
     Kind,
     ParsedRequest,
     error_body,
     parse,
+    replace_model,
     strip_kv_transfer_params,
+    unparsed,
 )
 from dynamo_epp.scheduling.candidates import candidates, overlaps
 from dynamo_epp.scheduling.filters.subset import OUTSIDE, within
@@ -56,10 +59,10 @@ ANSWER_TOKENS = 256
 """Expected of an answer whose length the client does not bound, until the worker tells."""
 INLINE_BODY = 512 * 1024
 """Bytes; a larger body is parsed beside the loop, where other picks don't wait for it."""
+BODILESS = ("/v1/models", "/health", "/ping", "/version")
+"""Paths of requests without a body that every worker answers alike, and those below the first."""
 LATE_S = 5.0
 """How long after a stream's end the worker's own account of the request is waited for."""
-FALLBACKS = 3
-"""Endpoints named behind the first one, for Envoy to retry on."""
 
 
 def expected_tokens(request: ParsedRequest) -> float:
@@ -91,6 +94,7 @@ class Booking:
     worker: Worker
     entry: Entry
     picked_at: float  # monotonic seconds
+    prompt_tokens: int  # as they count for load
     open: bool = True  # the stream has not ended
     admitted: Admitted | None = None  # how it came in
 
@@ -102,6 +106,7 @@ class Asked:
     request_id: str
     path: str  # without the query string
     started: float  # monotonic seconds
+    named: str = ""  # the model that the client named; a rewrite may have changed ``parsed``
     parsed: ParsedRequest | None = None
     entry: Entry | None = None  # once it was decided
 
@@ -126,8 +131,11 @@ class KvPicker:
     ``gate`` holds requests back that may not go yet; without one all of them go at once.
     ``clock`` gives monotonic seconds, ``wall`` Unix seconds; ``replica`` is unique per picker
     process and starts every booking key. A request that comes before the pool is warm waits at
-    most ``warm_up_s`` seconds. ``access_log`` writes a line for each request. ``relays`` says that
-    answers pass through this process, and that no access log of a proxy tells how they ended.
+    most ``warm_up_s`` seconds. ``any_path``: requests that can't be understood, or name a model
+    that no worker is known to serve, are routed by load instead of refused. ``fallbacks``:
+    endpoints named behind the first one, for the proxy to retry on. ``access_log`` writes a line
+    for each request. ``relays`` says that answers pass through this process, and that no access log
+    of a proxy tells how they ended.
     """
 
     def __init__(
@@ -143,6 +151,8 @@ class KvPicker:
         clock: Callable[[], float],
         wall: Callable[[], float],
         warm_up_s: float = 5.0,
+        any_path: bool = False,
+        fallbacks: int = 3,
         access_log: bool = False,
         relays: bool = False,
         tracing: Tracing | None = None,
@@ -158,6 +168,10 @@ class KvPicker:
         self._clock = clock
         self._wall = wall
         self._warm_up_s = warm_up_s
+        self._any_path = any_path
+        self._fallbacks = fallbacks
+        self.rules: ModelRules = NO_RULES
+        """What people say of models; replaced whenever that changes."""
         self._access_log = access_log
         self._relays = relays
         self._tracing = tracing
@@ -184,18 +198,22 @@ class KvPicker:
         return answer
 
     async def _pick(self, request: PickRequest, asked: Asked) -> Route | Refusal:
-        path, body = asked.path, request.body or b""
         try:
-            if len(body) <= INLINE_BODY:
-                parsed = parse(path, body)
-            else:
-                parsed = await asyncio.to_thread(parse, path, body)
+            parsed = await self._read(asked.path, request.body)
         except BadRequest as error:
             return self._refuse(
                 error.status, error.message, "bad-request", param=error.param, code=error.code
             )
+        asked.named = parsed.model
+        rule = self.rules.rule(asked.named) if asked.named else None
+        if rule is not None:
+            parsed = replace(parsed, model=rule.draw(self._rng))
+            self._metrics.rewrites.labels(rule.source, parsed.model).inc()
+        if self._any_path and not self._pool.serving(parsed.model):
+            why = f"no worker is known to serve the model {parsed.model!r}"
+            parsed = unparsed(request.body, why)
         asked.parsed = parsed
-        if not self._warmed:
+        if not self._warmed and parsed.prompt is not None:
             # Once only: a worker that stays silent makes decisions approximate, not slow.
             await self._pool.wait_warm(self._warm_up_s)
             self._warmed = True
@@ -269,11 +287,23 @@ class KvPicker:
         self._journal.add(entry)
         if decision.chosen is None:
             return self._refuse_unroutable(parsed.model, decision)
-        route = self._route(parsed, request.body or b"", decision, entry, admitted)
+        route = self._route(parsed, asked.named, request.body or b"", decision, entry, admitted)
         done = self._clock()
         entry.stages_ms["choose"] = (done - tokenized_at) * 1e3
         self._count(entry, decision, done - started)
         return route
+
+    def answered(self, route: Route) -> None:
+        booking = route.booking
+        if not isinstance(booking, Booking):
+            return
+        served = next((w for w in self._pool.workers.values() if w.hostport == route.served), None)
+        if served is not None and served is not booking.worker:  # the gateway went down the list
+            booking.worker.load.release(booking.key)
+            booking.worker = served
+            booking.entry.outcome["served_by"] = served.name
+            if served.stock:  # ours have counted it by themselves
+                served.load.book(booking.key, booking.prompt_tokens, 0, self._clock())
 
     def released(self, route: Route) -> None:
         booking = route.booking
@@ -438,6 +468,21 @@ class KvPicker:
 
     # --- the pieces of a pick
 
+    async def _read(self, path: str, body: bytes | None) -> ParsedRequest:
+        """Raises ``BadRequest``, unless whatever comes is routed."""
+        try:
+            if body is None:
+                if path not in BODILESS and not path.startswith("/v1/models/"):
+                    raise BadRequest(404, f"No API at {path} without a body.", code="unknown_path")
+                return unparsed(None, "a request without a body")
+            if len(body) <= INLINE_BODY:
+                return parse(path, body)
+            return await asyncio.to_thread(parse, path, body)
+        except BadRequest as error:
+            if not self._any_path:
+                raise
+            return unparsed(body, error.message)
+
     def _decide(
         self,
         parsed: ParsedRequest,
@@ -482,6 +527,7 @@ class KvPicker:
     def _route(
         self,
         parsed: ParsedRequest,
+        named: str,
         body: bytes,
         decision: Decision,
         entry: Entry,
@@ -497,7 +543,7 @@ class KvPicker:
         worker.load.book(key, prompt, cached, now)
         if entry.prompt_tokens >= 0:
             entry.predicted_cached_tokens = cached
-        booking = Booking(key, parsed.kind, worker, entry, now, admitted=admitted)
+        booking = Booking(key, parsed.kind, worker, entry, now, prompt, admitted=admitted)
         self._bookings[key] = booking
         if admitted is not None:
             admitted.booked = True
@@ -505,13 +551,17 @@ class KvPicker:
         metrics = self._metrics.model(parsed.model)
         metrics.started.inc()
         metrics.active.inc()
-        stripped = strip_kv_transfer_params(body) if parsed.has_kv_transfer_params else None
-        if stripped is not None:
+        changed = strip_kv_transfer_params(body) if parsed.has_kv_transfer_params else None
+        if changed is not None:
             self._metrics.stripped.inc()
+        rewritten = parsed.model not in ("", named)
+        if rewritten:
+            changed = replace_model(body if changed is None else changed, parsed.model)
         return Route(
-            endpoints=decision.endpoints[: 1 + FALLBACKS],
+            endpoints=decision.endpoints[: 1 + self._fallbacks],
             set_headers=((BOOKING_HEADER, f"{key};tokens={prompt};cached={cached}"),),
-            body=stripped,
+            body=changed,
+            restore_model=(parsed.model, named) if rewritten else None,
             routing=decision.routing(),
             booking=booking,
         )

@@ -26,7 +26,10 @@ from dynamo_runtime.discovery import (
     Endpoint,
     EndpointSource,
     FileEndpointSource,
+    InferencePoolSource,
     KubernetesEndpointSource,
+    PoolSpec,
+    selected_pods,
 )
 from dynamo_runtime.kubernetes import labels
 from dynamo_runtime.kubernetes.access import NoCluster, PodAccess
@@ -45,6 +48,8 @@ from dynamo_epp.endpoints.worker import Worker
 from dynamo_epp.explain import Journal
 from dynamo_epp.extproc import PickRequest, Refusal, Route
 from dynamo_epp.metrics import PickerMetrics
+from dynamo_epp.models import ModelRules
+from dynamo_epp.models.watch import follow_rules
 from dynamo_epp.picker import KvPicker
 from dynamo_epp.pool_metrics import PoolMetrics
 from dynamo_epp.server import AccessEntry
@@ -55,6 +60,7 @@ from dynamo_epp.tokenize import TokenizerSource, TokenizeThreads
 log = logging.getLogger(__name__)
 
 GAUGES_EVERY_S = 1.0
+RULES_RETRY_S = 5.0
 START_TOKENIZERS_S = 10.0
 """How long a start waits for the tokenizers of those workers."""
 START_WARM_S = 5.0
@@ -72,14 +78,29 @@ class PickerSettings:
     policy: Policy = field(default_factory=Policy)
     flow_control: FlowControlSettings = field(default_factory=FlowControlSettings)
     discovery_backend: str = "file"
-    """Where endpoints come from. ``file`` is a JSON file that the local runner writes,
-    ``kubernetes`` the API server."""
+    """Where endpoints come from. ``file`` is a JSON file that the local runner writes; all others
+    are the API server: ``kubernetes`` a graph's workers, ``inference-pool`` the pods of an
+    InferencePool, ``pods`` those of a label selector."""
     endpoints_file: Path | None = None
     """For the backend ``file``."""
     graph: str = ""
     """For the backend ``kubernetes``: whose workers are the endpoints."""
     graph_namespace: str = ""
     """The Kubernetes namespace of that graph; "" for this process's own."""
+    pool_name: str = ""
+    """For the backend ``inference-pool``."""
+    pool_group: str = "inference.networking.k8s.io"
+    pool_namespace: str = ""
+    """The namespace of that pool, and of the pods of the backend ``pods``; "" for this process's
+    own."""
+    endpoint_selector: str = ""
+    """For the backend ``pods``: a label selector as the API takes it…"""
+    endpoint_target_ports: tuple[int, ...] = ()
+    """…and the ports of each pod that it picks; each is an endpoint."""
+    any_path: bool = False
+    """Route what can't be understood by load, instead of refusing it."""
+    fallbacks: int = 3
+    """Endpoints named behind the first one, for the proxy to retry on."""
     journal: int = 2000
     """Decisions kept for `dynamo explain`."""
     access_log: bool = False
@@ -97,14 +118,17 @@ OnProblem = Callable[[str], None]
 
 
 def endpoint_source(
-    settings: PickerSettings, on_problem: OnProblem = lambda problem: None
+    settings: PickerSettings,
+    on_problem: OnProblem = lambda problem: None,
+    on_absent: OnProblem = lambda reason: None,
 ) -> EndpointSource:
-    """The source that the settings name. Raises ``Misconfigured``."""
+    """The source that the settings name. ``on_absent`` is told why there is no InferencePool, and
+    "" when there is one again. Raises ``Misconfigured``."""
     match settings.discovery_backend:
         case "file":
             return _file_source(settings)
-        case "kubernetes":
-            return _kubernetes_source(settings, on_problem)
+        case "kubernetes" | "inference-pool" | "pods":
+            return _kubernetes_source(settings, on_problem, on_absent)
     raise Misconfigured(
         f"discovery backend {settings.discovery_backend!r} is not available; "
         "use DYN_DISCOVERY_BACKEND=kubernetes in a cluster, or file with DYN_ENDPOINTS_FILE"
@@ -122,27 +146,36 @@ def _file_source(settings: PickerSettings) -> EndpointSource:
     return FileEndpointSource(settings.endpoints_file)
 
 
-def _kubernetes_source(settings: PickerSettings, on_problem: OnProblem) -> EndpointSource:
-    if not settings.graph:
+def _kubernetes_source(
+    settings: PickerSettings, on_problem: OnProblem, on_absent: OnProblem
+) -> EndpointSource:
+    backend = settings.discovery_backend
+    if backend == "kubernetes" and not settings.graph:
         raise Misconfigured(
             "no graph: discovery backend kubernetes needs DYN_PARENT_DGD_K8S_NAME, the name of the "
             "DynamoGraphDeployment whose workers to use"
         )
+    if backend == "inference-pool" and not settings.pool_name:
+        raise Misconfigured("no pool: --pool-name must be the name of an InferencePool")
+    if backend == "pods" and not (settings.endpoint_selector and settings.endpoint_target_ports):
+        raise Misconfigured("--endpoint-selector and --endpoint-target-ports need each other")
     if os.environ.get("KUBERNETES_SERVICE_HOST") and not os.environ.get("KUBECONFIG"):
         try:
             PodAccess(os.environ)
         except NoCluster as error:
-            raise Misconfigured(f"discovery backend kubernetes: {error}") from error
-    return _ClusterEndpoints(settings.graph, settings.graph_namespace, on_problem)
+            raise Misconfigured(f"discovery backend {backend}: {error}") from error
+    return _ClusterEndpoints(settings, on_problem, on_absent)
 
 
 class _ClusterEndpoints:
-    """A graph's workers, with a client that lives as long as its snapshots are wanted."""
+    """Pods as endpoints, with a client that lives as long as its snapshots are wanted."""
 
-    def __init__(self, graph: str, namespace: str, on_problem: OnProblem) -> None:
-        self._graph = graph
-        self._namespace = namespace
+    def __init__(
+        self, settings: PickerSettings, on_problem: OnProblem, on_absent: OnProblem
+    ) -> None:
+        self._settings = settings
         self._on_problem = on_problem
+        self._on_absent = on_absent
 
     async def snapshots(self) -> AsyncIterator[tuple[Endpoint, ...]]:
         try:
@@ -150,16 +183,47 @@ class _ClusterEndpoints:
         except NoCluster as error:
             self._on_problem(str(error))
             return  # whoever iterates asks again
-        async with client:
-            source = KubernetesEndpointSource(
+        async with client, aclosing(self._source(client).snapshots()) as snapshots:
+            async for snapshot in snapshots:
+                yield snapshot
+
+    def _source(self, client: KubernetesClient) -> KubernetesEndpointSource | InferencePoolSource:
+        settings, told = self._settings, self._on_problem
+        if settings.discovery_backend == "kubernetes":
+            return KubernetesEndpointSource(
                 client,
-                self._namespace or client.namespace,
-                labels.workers_of(self._graph),
-                on_problem=self._on_problem,
+                settings.graph_namespace or client.namespace,
+                labels.workers_of(settings.graph),
+                on_problem=told,
             )
-            async with aclosing(source.snapshots()) as snapshots:
-                async for snapshot in snapshots:
-                    yield snapshot
+        namespace = settings.pool_namespace or client.namespace
+        if settings.discovery_backend == "pods":
+            return selected_pods(
+                client,
+                namespace,
+                settings.endpoint_selector,
+                settings.endpoint_target_ports,
+                on_problem=told,
+            )
+        return InferencePoolSource(
+            client,
+            namespace,
+            settings.pool_name,
+            group=settings.pool_group,
+            on_problem=told,
+            on_absent=self._on_absent,
+            on_pool=_tell_of_pool,
+        )
+
+
+def _tell_of_pool(spec: PoolSpec) -> None:
+    log.info(
+        "pods with %s, ports %s, protocol %s; without this picker the Gateway %s",
+        spec.selector,
+        ", ".join(map(str, spec.ports)),
+        spec.app_protocol,
+        "sends requests anywhere" if spec.failure_mode == "FailOpen" else "refuses requests",
+    )
 
 
 def replica_name(pod: str) -> str:
@@ -194,8 +258,18 @@ class ServingKvPicker:
             registry=registry,
         )
         self._discovery.set(1)
+        self._pool_found = Gauge(
+            "dynamo_epp_pool_found",
+            "0 while the InferencePool of this picker does not exist or can't be understood.",
+            registry=registry,
+        )
+        self._pool_found.set(1)
+        self.absent = ""
+        """Why there is no InferencePool to serve at the moment; "" if there is one."""
+        self._started = False
+        self._settings = settings
         self._pool = Pool(
-            endpoint_source(settings, self._on_discovery_problem),
+            endpoint_source(settings, self._on_discovery_problem, self._on_absent),
             self._follow,
             lambda snapshot: self._publish(snapshot),
         )
@@ -216,6 +290,8 @@ class ServingKvPicker:
             rng=random.Random(),
             clock=time.monotonic,
             wall=time.time,
+            any_path=settings.any_path,
+            fallbacks=settings.fallbacks,
             access_log=settings.access_log,
             relays=settings.relays,
             tracing=self._tracing,
@@ -228,6 +304,37 @@ class ServingKvPicker:
         if not self._pool.synced.is_set():
             reason = "waiting for the first list of endpoints"
             self._lifecycle.set_not_ready(f"{reason}: {problem}" if problem else reason)
+
+    def _on_absent(self, reason: str) -> None:
+        self.absent = reason
+        self._pool_found.set(0 if reason else 1)
+        if reason:
+            self._lifecycle.set_not_ready(reason)
+        elif self._started:
+            self._lifecycle.set_ready()
+
+    async def _follow_rules(self) -> None:
+        """Keep the rules that people set on the pool's models current."""
+        settings = self._settings
+
+        def adopt(rules: ModelRules) -> None:
+            self._picker.rules = rules
+            self._gate.objectives = rules.priorities.get
+
+        while True:
+            try:
+                client = await KubernetesClient.from_environment(user_agent="dynamo-picker")
+                async with client:
+                    await follow_rules(
+                        client,
+                        settings.pool_namespace or client.namespace,
+                        settings.pool_name,
+                        adopt,
+                        rng=random.Random(),
+                    )
+            except Exception:
+                log.exception("objectives and rewrites are not followed; beginning anew")
+            await asyncio.sleep(RULES_RETRY_S)
 
     def _follow(self, pool: Pool, worker: Worker) -> Follower:
         if worker.stock:
@@ -251,6 +358,8 @@ class ServingKvPicker:
             asyncio.create_task(self._keep_gauges()),
             asyncio.create_task(self._drain_gate()),
         ]
+        if self._settings.discovery_backend == "inference-pool":
+            self._tasks.append(asyncio.create_task(self._follow_rules()))
         self._lifecycle.set_not_ready("waiting for the caches of workers that are ready already")
         if not await self._pool.wait_warm(START_WARM_S):
             silent = [w.name for w in self._pool.workers.values() if not w.live]
@@ -259,6 +368,9 @@ class ServingKvPicker:
             )
         self._lifecycle.set_not_ready("waiting for tokenizers")
         await self._tokenization.loaded(START_TOKENIZERS_S)
+        self._started = True
+        if self.absent:
+            self._lifecycle.set_not_ready(self.absent)
 
     def logged(self, entry: AccessEntry) -> None:
         self._picker.on_access_log(entry)
@@ -277,6 +389,9 @@ class ServingKvPicker:
 
     async def pick(self, request: PickRequest) -> Route | Refusal:
         return await self._picker.pick(request)
+
+    def answered(self, route: Route) -> None:
+        self._picker.answered(route)
 
     def released(self, route: Route) -> None:
         self._picker.released(route)

@@ -21,6 +21,7 @@ class Endpoint:
     generation: str = ""  # worker hash; "" if the graph has no generations
     stream_port: int | None = None  # our worker stream; None: a stock engine
     status_port: int | None = None  # our launcher's status server
+    rank: int | None = None  # which of its pod's engines this port is; None: the pod has one port
     labels: Mapping[str, str] = field(default_factory=dict)
 
     @property

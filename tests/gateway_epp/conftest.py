@@ -99,6 +99,9 @@ class TestPicker:
             self.given.append(outcome)
         return outcome
 
+    def answered(self, route: Route) -> None:
+        pass
+
     def released(self, route: Route) -> None:
         self.freed.append(route)
         self._notify()

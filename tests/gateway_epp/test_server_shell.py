@@ -36,6 +36,9 @@ class ScriptedPicker:
     async def pick(self, request: PickRequest) -> Route | Refusal:
         return await self.behaviour(request)
 
+    def answered(self, route: Route) -> None:
+        pass
+
     def released(self, route: Route) -> None:
         self.freed.append(route)
         self.release.set()

@@ -156,8 +156,8 @@ class Pool:
         self.changed.set()
 
     def serving(self, model: str) -> list[Worker]:
-        """The workers that serve ``model``, ready or not."""
-        return [worker for worker in self.workers.values() if model in worker.models]
+        """The workers that serve ``model`` (all of them if it is ""), ready or not."""
+        return [w for w in self.workers.values() if not model or model in w.models]
 
     def models(self, *, ready: bool) -> dict[str, list[Worker]]:
         """Model name -> workers that serve it, of those that are ready or of all."""

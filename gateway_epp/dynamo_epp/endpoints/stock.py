@@ -211,6 +211,9 @@ class StockFollower:
             return None
         if not sources:
             return None
+        rank = self._worker.endpoint.rank
+        if rank is not None and str(rank) in sources:
+            sources = {str(rank): sources[str(rank)]}
         if len(sources) > 1:
             self._no_events = (
                 f"the engine has {len(sources)} data-parallel ranks behind one port; "

@@ -40,6 +40,7 @@ from dynamo_epp.extproc.messages import (
     Route,
     steers_routing,
 )
+from dynamo_epp.extproc.restore import ModelRestorer, can_restore
 from dynamo_epp.requests.errors import error_body
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ SUBSET_KEY = "x-gateway-destination-endpoint-subset"
 SERVED_NAMESPACE = "envoy.lb"
 SERVED_KEY = "x-gateway-destination-endpoint-served"
 
+_STATUS = re.compile(r"[0-9]{1,3}")
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:@+/=~-]{1,128}")
 
 
@@ -74,12 +76,13 @@ class Exchange:
 
     ``duplex`` is the shape to assume of a proxy too old to send ``protocol_config``.
     ``body_limit`` (bytes) bounds what full duplex collects; over it the client gets 413.
-    ``decision_header`` puts how the pick was made on relayed responses.
+    ``decision_header`` puts how the pick was made on relayed responses, ``served_header`` (a name)
+    the endpoint that answered, if the proxy tells.
     """
 
     __slots__ = (
+        "_body",
         "_body_limit",
-        "_chunks",
         "_decision_header",
         "_duplex_request",
         "_duplex_response",
@@ -87,8 +90,9 @@ class Exchange:
         "_head",
         "_make_request_id",
         "_request_id",
+        "_restorer",
         "_route",
-        "_size",
+        "_served_header",
         "_state",
         "_subset",
         "_trailers",
@@ -101,23 +105,25 @@ class Exchange:
         duplex: bool = False,
         body_limit: int = 32 * 1024 * 1024,
         decision_header: bool = False,
+        served_header: str = "",
         make_request_id: Callable[[], str] = new_request_id,
     ) -> None:
         self._duplex_request = duplex
         self._duplex_response = duplex
         self._body_limit = body_limit
         self._decision_header = decision_header
+        self._served_header = served_header
         self._make_request_id = make_request_id
         self._state = _State.HEADERS
         self._head = RequestHead("", "", {})
         self._subset: tuple[str, ...] | None = None
         self._request_id = ""  # set if the request came without a usable one
-        self._chunks: list[bytes] = []
-        self._size = 0
+        self._body: bytes | bytearray = b""  # as far as it has come
         self._has_body = False
         self._trailers = False  # request trailers wait for the pick
         self._unusable = ""  # why a request body can't be received in the proxy's configuration
         self._route: Route | None = None
+        self._restorer: ModelRestorer | None = None  # the answer's model name is put back
 
     @property
     def closed(self) -> bool:
@@ -132,7 +138,7 @@ class Exchange:
     def feed(self, data: bytes) -> list[bytes | PickRequest]:
         """Take one serialized ``ProcessingRequest``."""
         state = self._state
-        if state is _State.ANSWERED and self._duplex_response:
+        if state is _State.ANSWERED and self._duplex_response and self._restorer is None:
             relayed = wire.relay_response_body(data)
             if relayed is not None:
                 return [relayed]
@@ -161,8 +167,7 @@ class Exchange:
         if kind == "response_body":
             return self._response_body(message.response_body)
         if kind == "response_trailers":
-            self._leave_pick()
-            return [wire.CONTINUE_RESPONSE_TRAILERS]
+            return self._response_trailers()
         return self._violation("a message without content")
 
     def answer(self, outcome: Route | Refusal) -> list[bytes]:
@@ -186,13 +191,13 @@ class Exchange:
         elif self._duplex_request:
             answers = [wire.mutated_headers(mutation, metadata)]
             if body is None:
-                body = b"".join(self._chunks)
+                body = bytes(self._body)
             answers += wire.streamed_chunks(wire.REQUEST_BODY, body, not self._trailers)
         else:
             answers = [wire.mutated_body(mutation, body, metadata)]
         if self._trailers:
             answers.append(wire.CONTINUE_REQUEST_TRAILERS)
-        self._chunks = []
+        self._body = b""
         return answers
 
     def _learn_shape(self, config: pb.ProtocolConfiguration) -> None:
@@ -247,8 +252,7 @@ class Exchange:
             return self._violation("a request body out of turn", wire.CONTINUE_REQUEST_BODY)
         chunk = body.body
         self._has_body = True
-        self._size += len(chunk)
-        if self._size > self._body_limit:
+        if len(self._body) + len(chunk) > self._body_limit:
             self._close()
             message = f"the request's body is larger than {self._body_limit} bytes"
             return [
@@ -257,8 +261,13 @@ class Exchange:
         if not self._duplex_request:
             # BUFFERED is the whole body in one message; without end_of_stream if trailers follow.
             return self._pick(chunk)
-        self._chunks.append(chunk)
-        return self._pick(self._joined()) if body.end_of_stream else []
+        if not self._body:  # as a rule one chunk holds all of it
+            self._body = chunk
+        elif chunk:
+            if not isinstance(self._body, bytearray):
+                self._body = bytearray(self._body)
+            self._body += chunk
+        return self._pick(self._whole()) if body.end_of_stream else []
 
     def _request_trailers(self) -> list[bytes | PickRequest]:
         if self._state is _State.PICKING and not self._duplex_request and not self._trailers:
@@ -268,12 +277,11 @@ class Exchange:
             return self._violation("request trailers out of turn", wire.CONTINUE_REQUEST_TRAILERS)
         # With trailers no chunk has end_of_stream: the trailers are the end of the body.
         self._trailers = self._has_body = True
-        return self._pick(self._joined())
+        return self._pick(self._whole())
 
-    def _joined(self) -> bytes:
-        if len(self._chunks) != 1:
-            self._chunks = [b"".join(self._chunks)]
-        return self._chunks[0]
+    def _whole(self) -> bytes:
+        self._body = bytes(self._body)
+        return self._body
 
     def _pick(self, body: bytes | None) -> list[bytes | PickRequest]:
         self._state = _State.PICKING
@@ -297,31 +305,52 @@ class Exchange:
         route = self._route
         if route is None:
             return [wire.CONTINUE_RESPONSE_HEADERS]
-        for header in message.response_headers.headers.headers:
-            if header.key == ":status":
-                status = header.raw_value.decode("ascii", "replace") or header.value
-                route.status = int(status) if status.isdecimal() and len(status) < 4 else 0
-                break
+        headers = {
+            header.key.lower(): header.raw_value.decode("ascii", "replace") or header.value
+            for header in message.response_headers.headers.headers
+        }
+        status = headers.get(":status", "")
+        route.status = int(status) if _STATUS.fullmatch(status) else 0
         if message.HasField("metadata_context"):
             route.served = _served(message.metadata_context)
+        set_headers: list[tuple[str, str]] = []
+        remove: list[str] = []
         if self._decision_header and route.routing:
-            return [wire.response_headers([(ROUTING_HEADER, route.routing)])]
+            set_headers.append((ROUTING_HEADER, route.routing))
+        if self._served_header and route.served:
+            set_headers.append((self._served_header, route.served))
+        if route.restore_model is not None and self._duplex_response:
+            types = headers.get("content-type", ""), headers.get("content-encoding", "")
+            if can_restore(*types):
+                self._restorer = ModelRestorer(*route.restore_model)
+                remove.append("content-length")
+        if set_headers or remove:
+            return [wire.response_headers(set_headers, remove)]
         return [wire.CONTINUE_RESPONSE_HEADERS]
 
     def _response_body(self, body: pb.HttpBody) -> list[bytes | PickRequest]:
         self._leave_pick()
         if not self._duplex_response:
             return [wire.CONTINUE_RESPONSE_BODY]
-        chunks = wire.streamed_chunks(wire.RESPONSE_BODY, body.body, body.end_of_stream)
+        data = body.body
+        if self._restorer is not None:
+            data = self._restorer.feed(data, body.end_of_stream)
+        chunks = wire.streamed_chunks(wire.RESPONSE_BODY, data, body.end_of_stream)
         # An empty chunk that ends nothing still gets its answer.
         return [*(chunks or [wire.streamed_body(wire.RESPONSE_BODY, b"", False)])]
+
+    def _response_trailers(self) -> list[bytes | PickRequest]:
+        self._leave_pick()
+        held = b"" if self._restorer is None else self._restorer.flush()
+        chunks = wire.streamed_chunks(wire.RESPONSE_BODY, held, False)
+        return [*chunks, wire.CONTINUE_RESPONSE_TRAILERS]
 
     def _leave_pick(self) -> None:
         """A response before the answer is the proxy's own (a timeout, a limit, a client gone):
         the request goes nowhere, and answers to it would only confuse the proxy."""
         if self._state is not _State.ANSWERED:
             self._state = _State.ANSWERED
-            self._chunks = []
+            self._body = b""
 
     def _violation(self, what: str, answer: bytes | None = None) -> list[bytes | PickRequest]:
         """``answer`` keeps a proxy going that waits for exactly one answer a message."""
@@ -335,7 +364,7 @@ class Exchange:
 
     def _close(self) -> None:
         self._state = _State.CLOSED
-        self._chunks = []
+        self._body = b""
 
 
 def _subset_hint(metadata: base_pb2.Metadata) -> tuple[str, ...] | None:

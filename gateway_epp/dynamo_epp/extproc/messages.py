@@ -63,6 +63,8 @@ class Route:
     set_headers: tuple[tuple[str, str], ...] = ()
     remove_headers: tuple[str, ...] = ()
     body: bytes | None = None  # replaces the request's body
+    restore_model: tuple[str, str] | None = None
+    """(the engine's name, the client's): a relayed answer gets the latter back."""
     routing: str = ""  # how the decision was made, for ROUTING_HEADER
     booking: object = None  # the picker's own
     status: int = 0  # filled in by a relayed response: its HTTP status
@@ -84,6 +86,11 @@ class Picker(Protocol):
     async def pick(self, request: PickRequest) -> Route | Refusal:
         """Choose. May be cancelled when the client leaves while this runs; nothing is released
         then, so what was booked here must be undone here."""
+        ...
+
+    def answered(self, route: Route) -> None:
+        """The answer has begun: ``route.status`` and ``route.served`` are known. Only of relayed
+        answers (full duplex), and at most once, before ``released``."""
         ...
 
     def released(self, route: Route) -> None:

@@ -164,9 +164,9 @@ CONTINUE_RESPONSE_BODY = _empty(RESPONSE_BODY)
 CONTINUE_RESPONSE_TRAILERS = _empty(RESPONSE_TRAILERS)
 
 
-def response_headers(set_headers: Iterable[tuple[str, str]]) -> bytes:
-    """Answer to response headers that adds ``set_headers``."""
-    common = _nested(_F2, header_mutation(set_headers))
+def response_headers(set_headers: Iterable[tuple[str, str]], remove: Iterable[str] = ()) -> bytes:
+    """Answer to response headers that adds ``set_headers`` and takes away ``remove``."""
+    common = _nested(_F2, header_mutation(set_headers, remove))
     return _nested(_FIELD[RESPONSE_HEADERS], _nested(_F1, common))
 
 

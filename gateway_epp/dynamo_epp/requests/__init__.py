@@ -1,8 +1,8 @@
 """OpenAI's request bodies: parsed for routing, checked, never interpreted beyond that."""
 
-from dynamo_epp.requests.body import strip_kv_transfer_params
+from dynamo_epp.requests.body import replace_model, strip_kv_transfer_params
 from dynamo_epp.requests.errors import BadRequest, error_body
-from dynamo_epp.requests.parser import PATHS, parse
+from dynamo_epp.requests.parser import PATHS, parse, unparsed
 from dynamo_epp.requests.prompts import (
     ChatPrompt,
     Encoding,
@@ -25,5 +25,7 @@ __all__ = [
     "TokenPrompts",
     "error_body",
     "parse",
+    "replace_model",
     "strip_kv_transfer_params",
+    "unparsed",
 ]

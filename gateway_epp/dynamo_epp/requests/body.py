@@ -108,3 +108,18 @@ def strip_kv_transfer_params(body: bytes) -> bytes | None:
             for key in TRANSFER_KEYS:
                 extra_fields.pop(key, None)
         return json.dumps(fields, separators=(",", ":")).encode()
+
+
+def replace_model(body: bytes, model: str) -> bytes:
+    """The body with another ``model``; values of all other fields keep their bytes.
+
+    For a body that `decode_object` reads.
+    """
+    try:
+        raw = _raw_fields.decode(body)
+        raw["model"] = msgspec.Raw(msgspec.json.encode(model))
+        return msgspec.json.encode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        fields = decode_object(body)
+        fields["model"] = model
+        return json.dumps(fields, separators=(",", ":")).encode()

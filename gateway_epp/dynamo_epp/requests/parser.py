@@ -60,6 +60,20 @@ def parse(path: str, body: bytes) -> ParsedRequest:
     return parser(decode_object(body), len(body))
 
 
+def unparsed(body: bytes | None, why: str) -> ParsedRequest:
+    """A request that is routed by load alone, to whatever worker; ``why`` in a sentence.
+
+    Its model is "". Transfer parameters count as there: nothing tells that they are not.
+    """
+    return ParsedRequest(
+        kind=Kind.OTHER,
+        model="",
+        not_tokenizable=why,
+        has_kv_transfer_params=body is not None,
+        body_bytes=len(body or b""),
+    )
+
+
 def _chat(fields: Fields, size: int) -> ParsedRequest:
     messages = _messages(fields, "messages")
     max_tokens = _integer(fields, "max_completion_tokens")

@@ -15,6 +15,8 @@ class Kind(Enum):
     COMPLETION = "completion"
     EMBEDDING = "embedding"
     RESPONSE = "response"
+    OTHER = "other"
+    """Not known here; such requests go by load."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

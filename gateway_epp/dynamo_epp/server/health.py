@@ -38,6 +38,8 @@ class Health:
 
     def __init__(self, ready: Callable[[], bool]) -> None:
         self._ready = ready
+        self.ending = False
+        """The server is about to stop: watches end, which would hold it up for ever."""
 
     def status(self, service: str | None) -> bytes:
         if service == LIVENESS:
@@ -60,7 +62,7 @@ class Health:
         """Each change of the status, looked at every ``WATCH_INTERVAL_S`` seconds."""
         service = requested_service(data)
         sent = b""
-        while True:
+        while not self.ending:
             status = self.status(service)
             if status != sent:
                 await context.write(status)

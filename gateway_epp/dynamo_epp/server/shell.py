@@ -33,8 +33,8 @@ class PickerServer:
     """Serves ``picker`` to Envoy.
 
     ``ready`` answers the health checks named for readiness. ``on_access`` gets each entry of
-    Envoy's access log. ``body_limit`` (bytes) bounds a request's body; ``duplex`` and
-    ``decision_header`` are as in ``Exchange``.
+    Envoy's access log. ``body_limit`` (bytes) bounds a request's body; ``duplex``,
+    ``decision_header`` and ``served_header`` are as in ``Exchange``.
     """
 
     def __init__(
@@ -46,19 +46,28 @@ class PickerServer:
         body_limit: int = 32 * 1024 * 1024,
         duplex: bool = False,
         decision_header: bool = False,
+        served_header: str = "",
     ) -> None:
         self._picker = picker
         self._on_access = on_access
         self._body_limit = body_limit
         self._duplex = duplex
         self._decision_header = decision_header
+        self._served_header = served_header
         self._health = Health(ready)
         self._servers: list[grpc.aio.Server] = []
         self.streams = 0  # ext_proc streams open at the moment
 
-    async def start(self, address: str, *, health_address: str | None = None) -> int:
-        """Listen on ``address`` (``host:port`` or ``unix:/path``), for health on
-        ``health_address`` too. Returns the port of ``address`` (1 for a unix socket).
+    async def start(
+        self,
+        address: str,
+        *,
+        health_address: str | None = None,
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> int:
+        """Listen on ``address`` (``host:port`` or ``unix:/path``), with TLS if there are
+        ``credentials``; for health on ``health_address`` too, always in plain text. Returns the
+        port of ``address`` (1 for a unix socket).
 
         Raises ``OSError`` if an address can't be bound.
         """
@@ -76,7 +85,7 @@ class PickerServer:
                 self._health.handler(),
             )
         )
-        port = _bind(server, address)
+        port = _bind(server, address, credentials)
         self._servers.append(server)
         if health_address is not None:
             health = self._server()
@@ -89,6 +98,7 @@ class PickerServer:
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new streams, let open ones end for ``grace_s`` seconds, then cut them."""
+        self._health.ending = True
         await asyncio.gather(*(server.stop(grace_s) for server in self._servers))
         self._servers = []
 
@@ -113,12 +123,18 @@ class PickerServer:
             duplex=self._duplex,
             body_limit=self._body_limit,
             decision_header=self._decision_header,
+            served_header=self._served_header,
         )
         route: Route | None = None
+        answered = False
         self.streams += 1
         try:
             async for data in requests:
-                for item in exchange.feed(data):
+                items = exchange.feed(data)
+                if not answered and route is not None and route.status:
+                    answered = True
+                    self._tell(self._picker.answered, route)
+                for item in items:
                     if type(item) is bytes:
                         await context.write(item)
                         continue
@@ -136,7 +152,7 @@ class PickerServer:
         finally:
             self.streams -= 1
             if route is not None:
-                self._release(route)
+                self._tell(self._picker.released, route)
 
     async def _pick(self, request: PickRequest) -> Route | Refusal:
         try:
@@ -146,11 +162,11 @@ class PickerServer:
             log.exception("the pick for request %s failed", request_id)
             return PICKER_FAILED
 
-    def _release(self, route: Route) -> None:
+    def _tell(self, what: Callable[[Route], None], route: Route) -> None:
         try:
-            self._picker.released(route)
+            what(route)
         except Exception:
-            log.exception("releasing a route failed")
+            log.exception("the picker could not take news of a route")
 
     async def _access_logs(self, requests: AsyncIterator[bytes], _: Context) -> bytes:
         async for data in requests:
@@ -164,8 +180,12 @@ class PickerServer:
         return b""
 
 
-def _bind(server: grpc.aio.Server, address: str) -> int:
+def _bind(
+    server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None
+) -> int:
     try:
+        if credentials is not None:
+            return server.add_secure_port(address, credentials)
         return server.add_insecure_port(address)
     except RuntimeError as error:  # grpc's way to say that the address is taken
         raise OSError(f"can't listen on {address}: {error}") from error

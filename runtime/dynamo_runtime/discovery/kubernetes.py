@@ -7,6 +7,7 @@ it is ready, and wants its labels and ports by name.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 from collections.abc import AsyncGenerator, Callable, Iterable
@@ -96,11 +97,17 @@ def _cut(pod: Json) -> Json:
     }
 
 
+def _graph_endpoints(pod: Json) -> Iterable[Endpoint]:
+    endpoint = endpoint_of(pod)
+    return () if endpoint is None else (endpoint,)
+
+
 class KubernetesEndpointSource:
     """The pods of ``namespace`` that ``label_selector`` picks, as endpoints.
 
-    While the API server can't be asked, the last snapshot stays in force; ``on_problem`` is told
-    why in a sentence, and "" when it can be asked again.
+    ``endpoints_of`` gives the endpoints of a pod, of which it sees what ``cut`` leaves; by default
+    pods are those of a graph. While the API server can't be asked, the last snapshot stays in
+    force; ``on_problem`` is told why in a sentence, and "" when it can be asked again.
     """
 
     def __init__(
@@ -109,10 +116,14 @@ class KubernetesEndpointSource:
         namespace: str,
         label_selector: str,
         *,
+        endpoints_of: Callable[[Json], Iterable[Endpoint]] = _graph_endpoints,
+        cut: Callable[[Json], Json] = _cut,
         on_problem: Callable[[str], None] = lambda problem: None,
         rng: random.Random | None = None,
     ) -> None:
         self._client = client
+        self._endpoints_of = endpoints_of
+        self._cut = cut
         self._namespace = namespace
         self._label_selector = label_selector
         self._on_problem = on_problem
@@ -126,7 +137,7 @@ class KubernetesEndpointSource:
             PODS,
             namespace=self._namespace,
             label_selector=self._label_selector,
-            transform=_cut,
+            transform=self._cut,
             on_change=lambda old, new: changed.set(),
             on_problem=self._on_problem,
             rng=self._rng,
@@ -151,7 +162,7 @@ class KubernetesEndpointSource:
     def _snapshot(self, pods: Iterable[Json]) -> tuple[Endpoint, ...]:
         found: list[Endpoint] = []
         refused: dict[str, str] = {}
-        for endpoint in filter(None, map(endpoint_of, pods)):
+        for endpoint in itertools.chain.from_iterable(map(self._endpoints_of, pods)):
             if problem := problem_of(endpoint):
                 refused[endpoint.name] = problem
                 if self._refused.get(endpoint.name) != problem:

@@ -16,7 +16,8 @@ Rule = Callable[[Worker, str], str]
 
 
 def serves_model(worker: Worker, model: str) -> str:
-    if model in worker.models:
+    """A request whose model is not known ("") may go anywhere."""
+    if not model or model in worker.models:
         return ""
     return "serves no model yet" if not worker.models else f"does not serve {model}"
 

@@ -1,0 +1,132 @@
+"""Certificates of the picker's port.
+
+Gateways don't verify a picker's certificate as a rule, so the default is a self-signed one that
+lives as long as the process. Certificates of one's own are read from a folder, as a mounted Secret
+of type ``kubernetes.io/tls`` has it; a replaced pair is used for the next connection, checked
+before: a pair that does not fit together changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import cast
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from dynamo_epp.gateway.settings import Tls
+
+log = logging.getLogger(__name__)
+
+CERTIFICATE, KEY = "tls.crt", "tls.key"
+SELF_SIGNED_LIFE = timedelta(days=3650)  # the process ends sooner
+BACKDATED = timedelta(minutes=5)
+"""Clocks of a cluster's machines differ a little."""
+
+
+class InvalidCertificate(Exception):
+    """A certificate or key that can't be used; the message names the file."""
+
+
+def credentials(tls: Tls, now: datetime) -> grpc.ServerCredentials | None:
+    """What the port is secured with; None: nothing. Raises ``InvalidCertificate``."""
+    if not tls.enabled:
+        return None
+    if tls.cert_path is None:
+        certificate, key = self_signed(now)
+        return grpc.ssl_server_credentials([(key, certificate)])
+    source = CertificateFolder(tls.cert_path)
+    if not tls.reload:
+        return grpc.ssl_server_credentials([source.pair])
+    # The stubs don't know that None is an answer: the pair in use stays.
+    replacement = cast("Callable[[], grpc.ServerCertificateConfiguration]", source.replacement)
+    return grpc.dynamic_ssl_server_credentials(source.configuration(), replacement)
+
+
+def self_signed(now: datetime) -> tuple[bytes, bytes]:
+    """A certificate for nobody in particular and its key, both PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "dynamo-epp")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - BACKDATED)
+        .not_valid_after(now + SELF_SIGNED_LIFE)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.DNSName("dynamo-epp"), x509.DNSName("localhost")]),
+            critical=False,
+        )
+        .sign(key, hashes.SHA256())
+    )
+    return (
+        certificate.public_bytes(serialization.Encoding.PEM),
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        ),
+    )
+
+
+class CertificateFolder:
+    """A certificate and its key in a folder, which somebody may replace."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ``InvalidCertificate``."""
+        self._files = (folder / CERTIFICATE, folder / KEY)
+        self._problem = ""
+        self._version = self._stamp()
+        self.pair = self._read()  # (key, certificate), PEM, as gRPC takes them
+
+    def configuration(self) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([self.pair])
+
+    def replacement(self) -> grpc.ServerCertificateConfiguration | None:
+        """The new pair, if the files have changed for the better. gRPC asks at each connection, on
+        a thread of its own."""
+        try:
+            version = self._stamp()
+            if version == self._version:
+                return None
+            self.pair = self._read()
+        except InvalidCertificate as error:
+            if str(error) != self._problem:
+                log.error("%s; the certificate before it stays in use", error)
+            self._problem = str(error)
+            return None
+        self._version, self._problem = version, ""
+        log.info("certificate of %s taken into use", self._files[0])
+        return self.configuration()
+
+    def _stamp(self) -> tuple[tuple[int, int, int], ...]:
+        try:
+            stats = [file.stat() for file in self._files]
+        except OSError as error:
+            raise InvalidCertificate(f"{error.filename}: {error.strerror}") from error
+        return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats)
+
+    def _read(self) -> tuple[bytes, bytes]:
+        certificate, key = self._files
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+            return key.read_bytes(), certificate.read_bytes()
+        except ssl.SSLError as error:
+            raise InvalidCertificate(
+                f"{certificate} and {key.name} are no certificate and its key, both PEM: {error}"
+            ) from error
+        except OSError as error:
+            raise InvalidCertificate(f"{error.filename or key}: {error.strerror}") from error
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
