@@ -270,6 +270,13 @@ def epp(
             help="For this part of it new requests are still taken, until the Gateway knows: 5s.",
         ),
     ] = "5s",
+    access_log: Annotated[
+        bool,
+        typer.Option(
+            envvar="DYN_ACCESS_LOG",
+            help="Write a line for each request: how it was routed, what it cost, how it ended.",
+        ),
+    ] = False,
     log_level: Annotated[
         str, typer.Option(envvar="DYN_LOG_LEVEL", help="DEBUG, INFO, WARNING or ERROR.")
     ] = "INFO",
@@ -334,6 +341,8 @@ def epp(
             endpoint_target_ports=ports(endpoint_target_ports) if endpoint_target_ports else (),
             any_path=any_path or conformance_headers,
             fallbacks=fallback_endpoints,
+            access_log=access_log,
+            relays=True,
         )
         endpoint_source(picker)
     except (Misconfigured, ValueError) as problem:

@@ -449,9 +449,19 @@ class KvPicker:
         """The answer has passed through here, and nobody else will tell."""
         outcome = booking.entry.outcome
         outcome["status"] = route.status
-        outcome["duration_s"] = round(self._clock() - booking.picked_at, 6)
+        seconds = self._clock() - booking.picked_at
+        outcome["duration_s"] = round(seconds, 6)
         if route.served:
             outcome["upstream"] = route.served
+        result = "success" if 200 <= route.status < 400 else "error"
+        if not route.complete:  # as a rule because the client left; the relay can't tell
+            result = "cancelled"
+        metrics = self._metrics.model(booking.entry.model)
+        metrics.duration.observe(seconds)
+        metrics.ended(booking.entry.path, booking.entry.stream, result)
+        chosen = booking.entry.kept.chosen
+        if route.served and (chosen is None or chosen.candidate.endpoint != route.served):
+            self._metrics.missed.labels("retried").inc()
 
     def _ended(self, entry: Entry) -> None:
         """All is told that will be. Behind a proxy of ours its log has the last word instead."""

@@ -141,6 +141,8 @@ class Exchange:
         if state is _State.ANSWERED and self._duplex_response and self._restorer is None:
             relayed = wire.relay_response_body(data)
             if relayed is not None:
+                if wire.may_end(relayed):
+                    self._note_end(pb.ProcessingRequest.FromString(data).response_body)
                 return [relayed]
         if state is _State.CLOSED:
             return []
@@ -309,6 +311,7 @@ class Exchange:
             header.key.lower(): header.raw_value.decode("ascii", "replace") or header.value
             for header in message.response_headers.headers.headers
         }
+        route.complete = message.response_headers.end_of_stream
         status = headers.get(":status", "")
         route.status = int(status) if _STATUS.fullmatch(status) else 0
         if message.HasField("metadata_context"):
@@ -330,6 +333,7 @@ class Exchange:
 
     def _response_body(self, body: pb.HttpBody) -> list[bytes | PickRequest]:
         self._leave_pick()
+        self._note_end(body)
         if not self._duplex_response:
             return [wire.CONTINUE_RESPONSE_BODY]
         data = body.body
@@ -339,8 +343,14 @@ class Exchange:
         # An empty chunk that ends nothing still gets its answer.
         return [*(chunks or [wire.streamed_body(wire.RESPONSE_BODY, b"", False)])]
 
+    def _note_end(self, body: pb.HttpBody) -> None:
+        if body.end_of_stream and self._route is not None:
+            self._route.complete = True
+
     def _response_trailers(self) -> list[bytes | PickRequest]:
         self._leave_pick()
+        if self._route is not None:
+            self._route.complete = True
         held = b"" if self._restorer is None else self._restorer.flush()
         chunks = wire.streamed_chunks(wire.RESPONSE_BODY, held, False)
         return [*chunks, wire.CONTINUE_RESPONSE_TRAILERS]

@@ -69,6 +69,7 @@ class Route:
     booking: object = None  # the picker's own
     status: int = 0  # filled in by a relayed response: its HTTP status
     served: str = ""  # filled in by a relayed response: the endpoint that answered, if told
+    complete: bool = False  # filled in by a relayed response: its end has passed through
 
 
 @dataclass(frozen=True, slots=True)

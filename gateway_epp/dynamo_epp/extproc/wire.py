@@ -152,6 +152,11 @@ def relay_response_body(data: bytes) -> bytes | None:
     return _wrap_streamed(RESPONSE_BODY, data[start:end])
 
 
+def may_end(relayed: bytes) -> bool:
+    """Whether a relayed chunk may be the last: surely not without the flag's bytes at its end."""
+    return relayed.endswith(_END_OF_STREAM)
+
+
 def _empty(kind: int) -> bytes:
     return _nested(_FIELD[kind], b"")
 
