@@ -1,0 +1,326 @@
+"""`dynamo epp` as a process: behind an Envoy set up as a foreign gateway, in front of engines that
+know nothing of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+import yaml
+from aiohttp import web
+from dynamo_epp.frontend.bootstrap import Sockets
+from dynamo_epp.frontend.envoy import Envoy
+from dynamo_epp.gateway import GatewaySettings, Tls, run_picker
+from dynamo_epp.models import rules_from
+from dynamo_epp.serving import PickerSettings, ServingKvPicker
+from dynamo_runtime.discovery import Endpoint, write_endpoints
+from dynamo_runtime.lifecycle import Lifecycle, Phase
+from prometheus_client import CollectorRegistry
+
+from tests.gateway_epp.test_server_full_duplex import gateway_config, pattern
+
+Engines = Callable[[], Awaitable[Any]]
+
+TLS = {
+    "name": "envoy.transport_sockets.tls",
+    "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
+    },
+}
+BY_METADATA = {
+    "name": "pool",
+    "type": "ORIGINAL_DST",
+    "lb_policy": "CLUSTER_PROVIDED",
+    "original_dst_lb_config": {
+        "metadata_key": {
+            "key": "envoy.lb",
+            "path": [{"key": "x-gateway-destination-endpoint"}],
+        }
+    },
+}
+
+
+@dataclass
+class Running:
+    """A picker with a gateway before it."""
+
+    url: str
+    status: str
+    picker: ServingKvPicker
+    lifecycle: Lifecycle
+    registry: CollectorRegistry
+    client: aiohttp.ClientSession
+
+    async def post(self, path: str, body: Any, **headers: str) -> tuple[int, Any, bytes]:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        async with self.client.post(self.url + path, data=data, headers=headers) as answer:
+            return answer.status, answer.headers, await answer.read()
+
+    async def get(self, url: str) -> tuple[int, bytes]:
+        async with self.client.get(url) as answer:
+            return answer.status, await answer.read()
+
+
+def envoy_config(sockets: Sockets, host: str, *, tls: bool, metadata: bool) -> str:
+    config: Any = json.loads(gateway_config(sockets, host, "FULL_DUPLEX_STREAMED"))
+    resources = config["static_resources"]
+    picker, pool = resources["clusters"]
+    address = {"socket_address": {"address": host, "port_value": 9002}}
+    endpoint = picker["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
+    endpoint["address"] = address
+    if tls:
+        picker["transport_socket"] = TLS
+    if metadata:
+        options = pool["typed_extension_protocol_options"]
+        resources["clusters"][1] = {**BY_METADATA, "typed_extension_protocol_options": options}
+        manager = resources["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+        manager["http_filters"][0]["typed_config"]["metadata_options"] = {
+            "receiving_namespaces": {"untyped": ["envoy.lb"]}
+        }
+    return json.dumps(yaml.safe_load(json.dumps(config)))
+
+
+@pytest.fixture
+async def behind_gateway(own_address: str) -> AsyncIterator[Callable[..., Awaitable[Running]]]:
+    """``await behind_gateway(engines, …)`` starts a picker for them and a gateway before it."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(
+            *engines: Any,
+            tls: Tls | None = None,
+            metadata: bool = False,
+            conformance: bool = False,
+            **options: Any,
+        ) -> Running:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            file = directory / "endpoints.json"
+            write_endpoints(
+                file,
+                [
+                    Endpoint(name=e.address, address=e.address, port=8000, ready=True)
+                    for e in engines
+                ],
+            )
+            settings = GatewaySettings(
+                host=own_address,
+                tls=tls or Tls(),
+                drain_accept_seconds=0,
+                conformance_headers=conformance,
+            )
+            lifecycle = Lifecycle()
+            made: list[tuple[ServingKvPicker, CollectorRegistry]] = []
+
+            def make(registry: CollectorRegistry) -> ServingKvPicker:
+                picker = ServingKvPicker(
+                    PickerSettings(endpoints_file=file, relays=True, fallbacks=0, **options),
+                    lifecycle,
+                    registry,
+                )
+                made.append((picker, registry))
+                return picker
+
+            # Before gRPC: a fork beside its threads makes it complain.
+            sockets = Sockets(directory)
+            secure = tls is None or tls.enabled
+            sockets.bootstrap.write_text(
+                envoy_config(sockets, own_address, tls=secure, metadata=metadata)
+            )
+            envoy = await Envoy.start(sockets, concurrency=1, log_level="error")
+            stack.push_async_callback(envoy.stop)
+            task = asyncio.create_task(run_picker(settings, lifecycle, make))
+
+            async def stop() -> None:
+                lifecycle.request_stop("the test is over")
+                assert await task == 0
+
+            stack.push_async_callback(stop)
+            async with asyncio.timeout(20):
+                while lifecycle.phase is not Phase.READY:
+                    assert not task.done()
+                    await asyncio.sleep(0.01)
+                await envoy.live()
+            client = await stack.enter_async_context(
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30))
+            )
+            picker, registry = made[0]
+            return Running(
+                f"http://{own_address}:8000",
+                f"http://{own_address}:9090",
+                picker,
+                lifecycle,
+                registry,
+                client,
+            )
+
+        yield start
+
+
+def stock(model: str) -> Callable[[web.Request, bytes], Awaitable[web.StreamResponse]]:
+    """What a stock engine answers, of one model; streams if it is asked to."""
+
+    async def answer(request: web.Request, body: bytes) -> web.StreamResponse:
+        if request.path == "/v1/models":
+            return web.json_response({"data": [{"id": model}]})
+        if request.path != "/v1/completions":
+            return web.Response(status=404)
+        asked = json.loads(body)
+        if not asked.get("stream"):
+            return web.json_response({"model": asked["model"], "echo": asked["prompt"]})
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        for number in range(20):
+            event = json.dumps({"id": number, "model": asked["model"]}, separators=(",", ":"))
+            half = len(event) // 2
+            await response.write(f"data: {event[:half]}".encode())
+            await asyncio.sleep(0)
+            await response.write(f"{event[half:]}\n\n".encode())
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    return answer
+
+
+@pytest.mark.parametrize("metadata", [False, True], ids=["by header", "by metadata"])
+@pytest.mark.parametrize("secure", [True, False], ids=["tls", "plain"])
+async def test_every_byte_of_stock_engines_arrives(
+    behind_gateway: Any, engines: Engines, secure: bool, metadata: bool
+) -> None:
+    pool = [await engines(), await engines()]
+    for engine in pool:
+        engine.handler = stock("m")
+    running = await behind_gateway(*pool, tls=Tls(enabled=secure), metadata=metadata)
+    prompts = [pattern(size).hex() for size in (0, 10, 40_000, 300_000)] * 4
+
+    async def one(prompt: str) -> None:
+        status, headers, body = await running.post(
+            "/v1/completions", {"model": "m", "prompt": prompt}
+        )
+        assert status == 200
+        assert headers["content-type"].startswith("application/json")
+        assert json.loads(body) == {"model": "m", "echo": prompt}
+
+    await asyncio.gather(*map(one, prompts))
+    served = [[s for s in engine.seen if s.path == "/v1/completions"] for engine in pool]
+    assert sum(map(len, served)) == len(prompts)
+    assert all(served)
+    status, page = await running.get(f"{running.url}/v1/models")
+    assert (status, json.loads(page)) == (200, {"data": [{"id": "m"}]})
+
+
+async def test_a_rewrite_is_undone_in_the_answer(behind_gateway: Any, engines: Engines) -> None:
+    engine = await engines()
+    engine.handler = stock("engine-name")
+    running = await behind_gateway(engine)
+    rewrite = {
+        "metadata": {"name": "canary"},
+        "spec": {
+            "poolRef": {"name": "p"},
+            "rules": [
+                {
+                    "matches": [{"model": {"value": "nice"}}],
+                    "targets": [{"modelRewrite": "engine-name"}],
+                }
+            ],
+        },
+    }
+    running.picker._picker.rules = rules_from([], [rewrite], "p")
+    body = b'{ "model" : "nice", "prompt": "x",  "temperature":0.10 }'
+    status, _, answer = await running.post("/v1/completions", body)
+    assert (status, json.loads(answer)) == (200, {"model": "nice", "echo": "x"})
+    sent = next(s.body for s in engine.seen if s.path == "/v1/completions")
+    assert json.loads(sent)["model"] == "engine-name"
+    assert b'"temperature":0.10' in sent  # values keep their bytes
+    streamed = {"model": "nice", "prompt": "x", "stream": True}
+    status, _, answer = await running.post("/v1/completions", streamed)
+    events = [{"id": number, "model": "nice"} for number in range(20)]
+    lines = [f"data: {json.dumps(event, separators=(',', ':'))}\n\n" for event in events]
+    assert answer == "".join([*lines, "data: [DONE]\n\n"]).encode()
+    counted = {"rewrite": "canary", "target": "engine-name"}
+    assert running.registry.get_sample_value("dynamo_epp_model_rewrites_total", counted) == 2
+
+
+async def test_what_is_not_known_is_refused_by_default(
+    behind_gateway: Any, engines: Engines
+) -> None:
+    engine = await engines()
+    engine.handler = stock("m")
+    running = await behind_gateway(engine)
+    for path, body, status, said in [
+        ("/admin/stop", {"model": "m"}, 404, "No API at /admin/stop"),
+        ("/v1/completions", b"{", 400, "not valid JSON"),
+        ("/v1/completions", {"model": "x", "prompt": ""}, 404, "'x' does not exist"),
+    ]:
+        got, headers, answer = await running.post(path, body)
+        assert (got, said in json.loads(answer)["error"]["message"]) == (status, True)
+        assert headers["content-type"] == "application/json"
+    status, answer = await running.get(f"{running.url}/metrics")
+    assert status == 404
+    assert b"No API at /metrics without a body" in answer
+    assert not [s for s in engine.seen if s.path == "/admin/stop"]
+
+
+async def test_any_path_goes_by_load_to_backends_without_metrics(
+    behind_gateway: Any, engines: Engines
+) -> None:
+    engine = await engines()  # answers anything, but not as an engine
+
+    async def echo(request: web.Request, body: bytes) -> web.StreamResponse:
+        if request.path in ("/metrics", "/v1/models"):
+            return web.Response(status=404)
+        return web.Response(body=body or request.path.encode())
+
+    engine.handler = echo
+    running = await behind_gateway(engine, any_path=True)
+    body = json.dumps({"model": "conformance-fake-model", "prompt": "x"}).encode()
+    assert (await running.post("/anything", body))[::2] == (200, body)
+    assert (await running.post("/v1/completions", body))[::2] == (200, body)
+    assert (await running.post("/v1/completions", b"\xff"))[::2] == (200, b"\xff")
+    assert await running.get(f"{running.url}/primary/path") == (200, b"/primary/path")
+    status, page = await running.get(f"{running.status}/debug/decisions")
+    decisions = json.loads(page)["decisions"]
+    assert (status, {d["how"] for d in decisions}) == (200, {"load-only"})
+    assert [d["reason"] for d in reversed(decisions)][:2] == [
+        "No API at /anything; there are /v1/chat/completions, /v1/completions, /v1/embeddings, "
+        "/v1/responses.",
+        "no worker is known to serve the model 'conformance-fake-model'",
+    ]
+    with_transfer = json.dumps({"kv_transfer_params": {"x": 1}, "a": 1}).encode()
+    assert (await running.post("/anything", with_transfer))[::2] == (200, b'{"a":1}')
+
+
+async def test_health_is_told_in_plain_text_under_every_name(
+    behind_gateway: Any, engines: Engines, own_address: str
+) -> None:
+    running = await behind_gateway(await engines())
+    names = ["", "readiness", "liveness", "envoy.service.ext_proc.v3.ExternalProcessor"]
+    async with grpc.aio.insecure_channel(f"{own_address}:9003") as channel:
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        for name in [*names, "inference-extension"]:
+            request = b"\x0a" + bytes([len(name)]) + name.encode() if name else b""
+            assert await check(request) == b"\x08\x01"
+        running.lifecycle.set_not_ready("the pool is gone")
+        assert await check(b"") == b"\x08\x02"
+        running.lifecycle.set_ready()
+
+
+async def test_a_pool_that_goes_makes_the_picker_not_ready(
+    behind_gateway: Any, engines: Engines
+) -> None:
+    running = await behind_gateway(await engines())
+    running.picker._on_absent("InferencePool ns/p does not exist")
+    assert running.lifecycle.reason == "InferencePool ns/p does not exist"
+    assert running.registry.get_sample_value("dynamo_epp_pool_found") == 0
+    status, page = await running.get(f"{running.status}/ready")
+    assert (status, b"InferencePool ns/p does not exist" in page) == (503, True)
+    running.picker._on_absent("")
+    assert running.lifecycle.ready
+    assert running.registry.get_sample_value("dynamo_epp_pool_found") == 1

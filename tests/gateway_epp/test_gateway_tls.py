@@ -1,0 +1,89 @@
+"""Certificates of the picker's port: self-signed, one's own, replaced while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from dynamo_epp.gateway import Tls
+from dynamo_epp.gateway.tls import (
+    CertificateFolder,
+    InvalidCertificate,
+    credentials,
+    now,
+    self_signed,
+)
+from dynamo_epp.server import PickerServer
+
+from tests.gateway_epp.conftest import TestPicker
+
+
+def write(folder: Path, pair: tuple[bytes, bytes]) -> bytes:
+    """Put a pair into ``folder`` as a mounted Secret does, in one step each; its certificate."""
+    for name, content in zip(("tls.crt", "tls.key"), pair, strict=True):
+        (folder / f"new.{name}").write_bytes(content)
+        (folder / f"new.{name}").replace(folder / name)
+    return pair[0]
+
+
+async def shown(host: str) -> bytes:
+    """The certificate that the port shows, PEM, spoken as a gateway does."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    _, writer = await asyncio.open_connection(host, 9002, ssl=context)
+    try:
+        connection = writer.get_extra_info("ssl_object")
+        assert connection.selected_alpn_protocol() == "h2"
+        return ssl.DER_cert_to_PEM_cert(connection.getpeercert(binary_form=True)).encode()
+    finally:
+        writer.close()
+
+
+def test_a_self_signed_pair_fits_together(tmp_path: Path) -> None:
+    certificate = write(tmp_path, self_signed(now()))
+    CertificateFolder(tmp_path)
+    parsed = x509.load_pem_x509_certificate(certificate)
+    assert parsed.not_valid_before_utc < now() < parsed.not_valid_after_utc - timedelta(days=3000)
+
+
+def test_without_tls_there_are_no_credentials() -> None:
+    assert credentials(Tls(enabled=False), now()) is None
+
+
+async def test_replaced_certificates_are_used(own_address: str, tmp_path: Path) -> None:
+    first = write(tmp_path, self_signed(now()))
+    server = PickerServer(TestPicker(), ready=lambda: True)
+    secured = credentials(Tls(cert_path=tmp_path, reload=True), now())
+    await server.start(f"{own_address}:9002", credentials=secured)
+    try:
+        assert await shown(own_address) == first
+        (tmp_path / "tls.key").write_bytes(self_signed(now())[1])  # does not fit
+        assert await shown(own_address) == first
+        second = write(tmp_path, self_signed(now()))
+        assert await shown(own_address) == second
+        (tmp_path / "tls.crt").unlink()
+        assert await shown(own_address) == second
+    finally:
+        await server.stop(0)
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "said"),
+    [
+        (None, b"", "tls.crt: No such file"),
+        (b"nonsense", b"nonsense", "tls.crt and tls.key are no certificate and its key"),
+    ],
+)
+def test_what_can_not_be_used_is_named(
+    certificate: bytes | None, key: bytes, said: str, tmp_path: Path
+) -> None:
+    if certificate is not None:
+        (tmp_path / "tls.crt").write_bytes(certificate)
+    (tmp_path / "tls.key").write_bytes(key)
+    with pytest.raises(InvalidCertificate, match=said):
+        credentials(Tls(cert_path=tmp_path), now())
