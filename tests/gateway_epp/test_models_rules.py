@@ -116,11 +116,6 @@ def test_priorities_by_the_objective_that_a_request_names() -> None:
         "p",
     )
     assert rules.priorities == {"high": 10, "batch": -5, "unset": 0}
-    old, new = "x-gateway-inference-objective", "x-llm-d-inference-objective"
-    assert rules.priority({}) is None
-    assert rules.priority({old: "batch"}) == -5
-    assert rules.priority({old: "batch", new: "high"}) == 10
-    assert rules.priority({new: "unknown"}) is None
 
 
 async def test_rules_follow_the_objects_of_both_groups() -> None:
