@@ -1,0 +1,2 @@
+"""What `dynamo explain` is made of: where the pickers are (`pickers`), what they decided as
+sentences (`words`), and how that looks on a terminal (`show`)."""
