@@ -12,6 +12,7 @@ from types import FrameType
 
 from e2e.cluster import build, machine, toolchain
 from e2e.cluster.cluster import ADDONS, Cluster, ClusterError, WaitTimeout
+from e2e.cluster.on_demand import ON_DEMAND
 from e2e.cluster.progress import say
 
 EXPECTED = (
@@ -30,7 +31,13 @@ def parser() -> argparse.ArgumentParser:
         description="A real Kubernetes on this machine (KUBECONFIG set: that cluster instead).",
     )
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("build", help="build what is missing, without starting anything")
+    making = commands.add_parser("build", help="build what is missing, without starting anything")
+    making.add_argument(
+        "further",
+        nargs="*",
+        metavar="NAME",
+        help=f"what is built only when it is asked for: {', '.join(ON_DEMAND)}",
+    )
     commands.add_parser("up", help="start it unless it runs")
     commands.add_parser("down", help="stop it and remove what it left")
     commands.add_parser("status", help="say what runs")
@@ -52,7 +59,11 @@ def run(options: argparse.Namespace, cluster: Cluster) -> int:
     """Do what the command line says; the exit status."""
     match options.command:
         case "build":
-            if not build.build(cluster.layout, os.geteuid() == 0):
+            if unknown := set(options.further) - set(ON_DEMAND):
+                names = ", ".join(sorted(unknown))
+                raise ClusterError(f"build {names}: there are {', '.join(ON_DEMAND)}")
+            further = [ON_DEMAND[name] for name in options.further]
+            if not build.build(cluster.layout, os.geteuid() == 0, further):
                 say("everything is built")
         case "up":
             cluster.up()

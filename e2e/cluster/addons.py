@@ -27,6 +27,10 @@ def _lws(container: Manifest) -> None:
     container["command"] = ["/lws-controller"]
 
 
+def _istio(container: Manifest) -> None:
+    container["image"] = settings.ISTIO_IMAGE
+
+
 def _metrics_server(container: Manifest) -> None:
     container["image"] = settings.METRICS_SERVER_IMAGE
     container["args"].remove("--metric-resolution=15s")
@@ -46,11 +50,29 @@ class Addon:
     """The APIService that answers when it works."""
     adapt: Callable[[Manifest], None] = _unchanged
     """Changes the Deployment's container in place."""
+    needs: tuple[str, ...] = ()
+    """Add-ons that have to be there before."""
+    images: tuple[str, ...] = ()
+    """Names below `further_images`; such an add-on is built when it is installed first."""
+    component: str = ""
+    """Component of the cluster that it wants to run."""
+    gateway_class: str = ""
+    """The GatewayClass that is accepted when it works."""
 
 
 ADDONS = {
     "gateway-api": Addon("gateway-api.yaml"),
     "inference-extension": Addon("inference-extension.yaml"),
+    "istio": Addon(
+        "istio.yaml",
+        "istio-system",
+        "istiod",
+        adapt=_istio,
+        needs=("gateway-api", "inference-extension"),
+        images=("pilot-discovery", "istio-proxy"),
+        component="balancer",
+        gateway_class="istio",
+    ),
     "lws": Addon("lws.yaml", "lws-system", "lws-controller-manager", adapt=_lws),
     "metrics-server": Addon(
         "metrics-server.yaml",

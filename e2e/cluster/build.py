@@ -14,7 +14,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -193,7 +193,8 @@ class Builder:
         self.image("busybox", settings.BUSYBOX_IMAGE, {"/bin/busybox": program}, links)
 
 
-def _digest(*paths: Path) -> str:
+def digest(*paths: Path) -> str:
+    """What tells these files from others."""
     content = hashlib.sha256()
     for path in paths:
         content.update(path.read_bytes())
@@ -204,7 +205,7 @@ def control_plane(builder: Builder) -> list[Part]:
     """What every shape of the cluster needs."""
     layout, source = builder.layout, HERE / "devcluster"
     program = (
-        f"{settings.KUBERNETES} {_digest(*(source / n for n in ('go.mod', 'go.sum', 'main.go')))}"
+        f"{settings.KUBERNETES} {digest(*(source / n for n in ('go.mod', 'go.sum', 'main.go')))}"
     )
     kwok = ("sigs.k8s.io/kwok/cmd/kwok", settings.KWOK)
     return [
@@ -248,7 +249,7 @@ def node(builder: Builder) -> list[Part]:
         "./cmd/metrics-server",
         "metrics-server",
     )
-    pause = _digest(HERE / "devcluster" / "pause" / "main.go")
+    pause = digest(HERE / "devcluster" / "pause" / "main.go")
     coredns = ("github.com/coredns/coredns", settings.COREDNS)
     return [
         *(
@@ -275,13 +276,17 @@ def node(builder: Builder) -> list[Part]:
         image("metrics-server", settings.METRICS_SERVER_IMAGE, settings.METRICS_SERVER),
         Part(
             layout.images / "busybox.tar",
-            f"{settings.BUSYBOX_IMAGE} {_digest(Path('/bin/busybox'))}",
+            f"{settings.BUSYBOX_IMAGE} {digest(Path('/bin/busybox'))}",
             builder.busybox,
         ),
     ]
 
 
-def build(layout: Layout, with_node: bool) -> bool:
+Further = Callable[[Builder], list[Part]]
+"""Parts beyond those that every cluster needs (`on_demand`)."""
+
+
+def build(layout: Layout, with_node: bool, further: Sequence[Further] = ()) -> bool:
     """Build what is missing or of another version; whether anything was.
 
     Raises `BuildError`, and `MissingPrograms` for what only root can install.
@@ -292,12 +297,14 @@ def build(layout: Layout, with_node: bool) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
     with (layout.root / "build.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _build(layout, with_node)
+        return _build(layout, with_node, further)
 
 
-def _build(layout: Layout, with_node: bool) -> bool:
+def _build(layout: Layout, with_node: bool, further: Sequence[Further]) -> bool:
     builder = Builder(layout)
     parts = control_plane(builder) + (node(builder) if with_node else [])
+    for more in further:
+        parts += more(builder)
     due = [part for part in parts if not part.is_current]
     for number, part in enumerate(due, start=1):
         say(f"building {part.path.name} {part.made_from} ({number} of {len(due)})")

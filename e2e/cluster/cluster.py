@@ -27,6 +27,7 @@ from e2e.cluster import (
     certificates,
     components,
     machine,
+    on_demand,
     progress,
     settings,
     toolchain,
@@ -539,13 +540,32 @@ class Cluster:
 
     # --- add-ons
 
+    def build_further(self, *names: str) -> None:
+        """Build what of `on_demand.ON_DEMAND` is not built yet."""
+        build.build(self.layout, self._with_node, [on_demand.ON_DEMAND[name] for name in names])
+
+    def load_further_images(self, *names: str) -> None:
+        """Bring onto the node what `build_further` built."""
+        for name in names:
+            self.load_image(self.layout.further_images / f"{name}.tar")
+
     def install_addon(self, name: str, timeout: float = 120.0) -> None:
-        """One of `ADDONS`; does nothing if it is there. Returns when it works."""
+        """One of `ADDONS`, and what it needs; does nothing if it is there. Returns when it works.
+
+        Some are built first, which takes minutes.
+        """
         addon = ADDONS.get(name)
         if addon is None:
             raise ClusterError(f"no add-on {name!r}; there are: {', '.join(ADDONS)}")
         if addon.deployment and not self.has_pods:
             raise ClusterError(f"{name}: {self.why_no_pods}")
+        for other in addon.needs:
+            self.install_addon(other, timeout)
+        if addon.images:
+            self.build_further(name)
+            self.load_further_images(*addon.images)
+        if addon.component:
+            self.start_component(addon.component)
         found = addons.manifests(addon, (self.layout.manifests / addon.file).read_text())
         self.apply(found, server_side=True)
         limit = f"--timeout={timeout:g}s"
@@ -561,6 +581,9 @@ class Cluster:
                 *("--for=condition=Available", limit),
                 timeout=timeout + 10.0,
             )
+        if addon.gateway_class:
+            command = ("wait", "gatewayclass", addon.gateway_class, "--for=condition=Accepted")
+            self.wait_for(lambda: self.kubectl(*command), timeout, "GatewayClass accepted")
 
     # --- what happened
 

@@ -7,9 +7,11 @@ kube-proxy, in namespaces) and as plain processes on loopback (without root; no 
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from e2e.cluster.settings import (
@@ -19,6 +21,7 @@ from e2e.cluster.settings import (
     Network,
 )
 
+HERE = Path(__file__).parent
 CLIENT_LIMITS = ("--kube-api-qps=500", "--kube-api-burst=1000")
 """By its default limits the controller manager needs 50 s for 1,000 pods."""
 
@@ -180,7 +183,7 @@ def control_plane(
 
 
 def node(layout: Layout, at: Addresses) -> list[Component]:
-    """containerd, kubelet and kube-proxy."""
+    """containerd, kubelet and kube-proxy; and on demand what stands in for a load balancer."""
     program, state = str(layout.bin / "devcluster"), layout.state
     return [
         Component(
@@ -212,6 +215,18 @@ def node(layout: Layout, at: Addresses) -> list[Component]:
                 "--nodeport-addresses=primary",
             ),
             after=f"{at.server}/readyz",
+        ),
+        Component(
+            "balancer",
+            (
+                sys.executable,
+                str(HERE / "balancer.py"),
+                program,
+                "kubectl",
+                str(layout.kubeconfig),
+            ),
+            after=f"{at.server}/readyz",
+            wanted=False,
         ),
     ]
 

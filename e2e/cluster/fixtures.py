@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 
@@ -43,6 +44,44 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     found.up()
     yield found
     found.down()
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A Gateway that takes HTTPRoutes from all namespaces."""
+
+    name: str
+    namespace: str
+    address: str
+    """Where the machine and pods reach its port 80."""
+
+
+@pytest.fixture(scope="session")
+def gateway(pods: Cluster) -> Iterator[Gateway]:
+    """A Gateway of Istio's, with an address; built first, which takes minutes once."""
+    if pods.is_foreign:
+        pytest.skip("Istio is installed only into a cluster of our own")
+    pods.install_addon("istio")
+    name = namespace = "e2e-gateway"
+    listener = {
+        "name": "http",
+        "port": 80,
+        "protocol": "HTTP",
+        "allowedRoutes": {"namespaces": {"from": "All"}},
+    }
+    manifest = {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "Gateway",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"gatewayClassName": "istio", "listeners": [listener]},
+    }
+    space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
+    pods.apply([space, manifest])
+    command = ("wait", "gateway", name, "-n", namespace, "--for=condition=Programmed")
+    pods.wait_for(lambda: pods.kubectl(*command), what="Gateway programmed")
+    (address,) = pods.get("gateway", name, "-n", namespace)["status"]["addresses"]
+    yield Gateway(name, namespace, address["value"])
+    pods.kubectl("delete", "namespace", namespace, timeout=180.0)
 
 
 @pytest.fixture

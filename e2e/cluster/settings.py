@@ -21,6 +21,11 @@ METRICS_SERVER = "0.8.0"
 GATEWAY_API = "1.6.3"
 INFERENCE_EXTENSION = "1.6.0"
 PROMETHEUS_OPERATOR = "0.92.1"
+ISTIO = "0.0.0-20260827124520-eed52ebb66ad"
+"""Its module has no tags: the commit's time and name."""
+ISTIO_RELEASE = "1.31-alpha"
+"""What that commit becomes, as its control plane and agent name themselves."""
+LLM_D_SIM = "0.10.2"
 GO = "1.27.3"
 """The toolchain that is installed from PyPI where the machine has no Go."""
 
@@ -39,6 +44,11 @@ COREDNS_IMAGE = f"localhost/coredns:{COREDNS}"
 BUSYBOX_IMAGE = "docker.io/library/busybox:1"
 METRICS_SERVER_IMAGE = f"localhost/metrics-server:{METRICS_SERVER}"
 LWS_IMAGE = f"localhost/lws-controller:{LWS}"
+ISTIO_IMAGE = f"localhost/istio-pilot:{ISTIO}"
+ISTIO_PROXY_IMAGE = f"localhost/istio-proxy:{ISTIO}"
+ECHO_IMAGE = "localhost/echo-basic:1"
+REFERENCE_PICKER_IMAGE = f"localhost/lwepp:{INFERENCE_EXTENSION}"
+LLM_D_SIM_IMAGE = f"localhost/llm-d-inference-sim:{LLM_D_SIM}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +113,11 @@ class Layout:
     def images(self) -> Path:
         """docker-archive files; all of them are imported when the cluster starts."""
         return self.root / "images"
+
+    @property
+    def further_images(self) -> Path:
+        """docker-archive files that are imported when something asks for them."""
+        return self.root / "further-images"
 
     @property
     def manifests(self) -> Path:

@@ -1,0 +1,131 @@
+"""The inference extension's conformance suite, run with a picker of our choice.
+
+The suite is a Go program that is built out of the extension's own module (`suite/`). Its tests stay
+as they are; what is replaced are base manifests, by an option of the suite: the containers that run
+the reference picker, and the names of images that are not pulled here but built.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from e2e.cluster import Cluster, settings
+
+BACKENDS, GATEWAYS = "inference-conformance-app-backend", "inference-conformance-infra"
+"""Namespaces of the base manifests."""
+SUITE_S = 2400.0
+_RESULT = re.compile(r"^    --- (PASS|FAIL|SKIP): TestConformance/(\w+) \((\d+\.\d+)s\)", re.M)
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Picker:
+    """The container that takes the reference picker's place."""
+
+    image: str
+    command: tuple[str, ...] = ()
+    """Instead of the image's entrypoint."""
+    arguments: tuple[str, ...] = ()
+    """After those that the suite gives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One test of the suite."""
+
+    name: str
+    passed: bool
+    seconds: float
+
+
+def manifests(text: str, picker: Picker) -> list[Manifest]:
+    """The suite's base manifests with another picker, and what makes Istio speak TLS to it.
+
+    Istio speaks plaintext to a picker unless a DestinationRule says otherwise; the suite's pickers
+    serve TLS with certificates that nobody signed.
+    """
+    found: list[Manifest] = [document for document in yaml.safe_load_all(text) if document]
+    for document in found:
+        if document["kind"] == "Deployment":
+            for container in document["spec"]["template"]["spec"]["containers"]:
+                _replace(container, picker)
+    services = [document for document in found if document["kind"] == "Service"]
+    return found + [tls_rule(service["metadata"]["name"], BACKENDS) for service in services]
+
+
+def _replace(container: Manifest, picker: Picker) -> None:
+    container["imagePullPolicy"] = "Never"
+    if container["name"] != "epp":
+        container["image"] = settings.ECHO_IMAGE
+        return
+    container["image"] = picker.image
+    if picker.command:
+        container["command"] = list(picker.command)
+    container["args"] += picker.arguments
+
+
+def tls_rule(service: str, namespace: str) -> Manifest:
+    """Makes Istio speak TLS to a Service, without asking who signed its certificate."""
+    return {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "DestinationRule",
+        "metadata": {"name": service, "namespace": namespace},
+        "spec": {
+            "host": f"{service}.{namespace}.svc.cluster.local",
+            "trafficPolicy": {"tls": {"mode": "SIMPLE", "insecureSkipVerify": True}},
+            "exportTo": ["*"],
+        },
+    }
+
+
+def run(
+    cluster: Cluster, picker: Picker, folder: Path, *, only: str = ""
+) -> tuple[list[Result], str]:
+    """Run the suite, or its one test `only`: what came of each test, and all that it said.
+
+    `folder` gets the base manifests, the log, and the suite's own report (`report.yaml`).
+    """
+    text = (cluster.layout.manifests / "gateway-conformance.yaml").read_text()
+    (folder / "base.yaml").write_text(yaml.safe_dump_all(manifests(text, picker)))
+    command = [
+        str(cluster.layout.bin / "gateway-conformance.test"),
+        *("-test.v", f"-test.timeout={SUITE_S:g}s", "-test.run=TestConformance"),
+        *("-gateway-class=istio", "-cleanup-base-resources=false"),
+        *("-organization=dynamo-platform", "-project=dynamo-platform", "-contact=none"),
+        *("-url=none", f"-version={settings.ISTIO_RELEASE}"),
+        f"-report-output={folder / 'report.yaml'}",
+        *((f"-run-test={only}",) if only else ()),
+    ]
+    env = {
+        **os.environ,
+        "KUBECONFIG": str(cluster.kubeconfig),
+        "BASE_MANIFESTS": str(folder),
+        "NO_PROXY": "*",
+    }
+    with (folder / "suite.log").open("w") as log:
+        subprocess.run(command, cwd=folder, env=env, stdout=log, stderr=log, check=False)
+    said = (folder / "suite.log").read_text()
+    return list(results(said)), said
+
+
+def results(log: str) -> Iterator[Result]:
+    """What a run says of its tests."""
+    for verdict, name, seconds in _RESULT.findall(log):
+        if verdict != "SKIP":
+            yield Result(name, verdict == "PASS", float(seconds))
+
+
+def remove(cluster: Cluster) -> None:
+    """Take away what the suite left, without waiting for its pods to end."""
+    cluster.kubectl(
+        *("delete", "namespace", BACKENDS, GATEWAYS, "--ignore-not-found", "--wait=false")
+    )
