@@ -211,7 +211,8 @@ def epp(
         str, typer.Option(help="VersionTLS12; nothing older is ever spoken.")
     ] = "",
     config_file: Annotated[
-        Path | None, typer.Option(help="EndpointPickerConfig: how to schedule.")
+        Path | None,
+        typer.Option(envvar="DYN_EPP_CONFIG_FILE", help="EndpointPickerConfig: how to schedule."),
     ] = None,
     config_text: Annotated[str, typer.Option(help="The same as text, instead of a file.")] = "",
     router_mode: Annotated[

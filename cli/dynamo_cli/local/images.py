@@ -89,6 +89,10 @@ def program(
         elif vllms:
             argv = ["vllm", "serve", *args]
     tool = PurePosixPath(argv[0]).name if argv else ""
+    if tool == "dynamo" and argv[1:2] == ["epp"]:
+        raise ForeignImage(
+            "`dynamo epp` picks for a Gateway, and there is none here; a graph with a frontend runs"
+        )
     if tool == "dynamo" and argv[1:2] and argv[1] not in COMMANDS:
         raise ForeignImage(f"`dynamo {argv[1]}` is no command of this version")
     if not ours and repository == "dynamo-platform" and not command:

@@ -49,7 +49,7 @@ class Program:
 FRONTEND = Program("frontend", ("dynamo", "frontend"), Family.FRONTEND, flags.FRONTEND)
 VLLM = Program("vllm", ("dynamo", "worker", "vllm"), Family.LAUNCHER, flags.VLLM)
 SIMULATOR = Program("worker", ("dynamo", "worker", "sim"), Family.LAUNCHER, flags.MOCKER)
-EPP = Program("epp", ("dynamo", "epp"), Family.EPP, {}, shipped=False)
+EPP = Program("epp", ("dynamo", "epp"), Family.EPP, {})
 PLANNER = Program("planner", ("dynamo", "planner"), Family.PLANNER, {}, shipped=False)
 
 BY_IMAGE = {program.image: program for program in (FRONTEND, VLLM, SIMULATOR, EPP, PLANNER)}
