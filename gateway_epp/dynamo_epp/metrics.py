@@ -158,6 +158,20 @@ class PickerMetrics:
             ("reason",),
             registry=registry,
         )
+        self.circuits = Gauge(
+            "dynamo_epp_circuits",
+            "Circuits of workers by state: closed, open, half-open; disobeyed are open ones whose "
+            "workers get requests all the same, for want of others.",
+            ("state",),
+            registry=registry,
+        )
+        self.circuit_openings = Counter(
+            "dynamo_epp_circuit_openings",
+            "Circuits that opened, by cause: failures in-a-row, ratio of failures, probe that "
+            "failed.",
+            ("cause",),
+            registry=registry,
+        )
         self.stripped = Counter(
             "dynamo_epp_client_kv_transfer_params_removed",
             "Requests whose kv_transfer_params, which no client may set, were removed.",
@@ -193,6 +207,7 @@ class PickerMetrics:
             self._labels.add(model)
         return model
 
+    CIRCUIT_STATES = ("closed", "open", "half-open", "disobeyed")
     WORKER_STATES = (
         "exact",
         "approximate",

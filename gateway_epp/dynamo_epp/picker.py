@@ -26,6 +26,7 @@ from dynamo_runtime.tracing import Tracing
 from dynamo_epp import request_log, spans
 from dynamo_epp.admission.gate import Admitted, Arrival, Gate, Rejection
 from dynamo_epp.compact import Kept
+from dynamo_epp.endpoints.circuits import Circuits
 from dynamo_epp.endpoints.pool import Pool
 from dynamo_epp.endpoints.worker import Worker
 from dynamo_epp.explain import Entry, Journal, Refused
@@ -157,6 +158,7 @@ class KvPicker:
         relays: bool = False,
         tracing: Tracing | None = None,
         gate: Gate | None = None,
+        circuits: Circuits | None = None,
     ) -> None:
         self._pool = pool
         self._tokenization = tokenization
@@ -176,6 +178,7 @@ class KvPicker:
         self._relays = relays
         self._tracing = tracing
         self._gate = gate
+        self._circuits = circuits
         self._warmed = False
         self._turn = 0
         self._bookings: dict[str, Booking] = {}  # until the stream and the request both ended
@@ -311,6 +314,8 @@ class KvPicker:
             return
         entry, now = booking.entry, self._clock()
         booking.open = False
+        if self._circuits is not None:
+            self._circuits.released(booking.worker, now)
         booking.worker.load.release(booking.key)
         if self._gate is not None:
             self._gate.kick()
@@ -350,7 +355,10 @@ class KvPicker:
     def on_first_token(self, worker: Worker, key: str) -> None:
         booking = self._bookings.get(key)
         if booking is not None:
-            seconds = self._clock() - booking.picked_at
+            now = self._clock()
+            seconds = now - booking.picked_at
+            if self._circuits is not None:
+                self._circuits.succeeded(worker, "request", now, began=booking.picked_at)
             self._metrics.model(booking.entry.model).ttft.observe(seconds)
             booking.entry.outcome["first_token_s"] = round(seconds, 6)
 
@@ -385,6 +393,8 @@ class KvPicker:
 
     def on_lost(self, worker: Worker, reason: str) -> None:
         self._metrics.lost.inc()
+        if self._circuits is not None:
+            self._circuits.failed(worker, "stream", f"stream lost: {reason}", self._clock())
         self.on_resynced(worker)
 
     def on_resynced(self, worker: Worker) -> None:
@@ -412,6 +422,10 @@ class KvPicker:
             self._metrics.model(entry.model).duration.observe(logged.last_byte_s)
         self._metrics.model(entry.model).ended(entry.path, entry.stream, _result(logged))
         chosen = entry.kept.chosen
+        if self._circuits is not None and chosen is not None:
+            first = (chosen.candidate.endpoint,)
+            order = entry.decision.endpoints if logged.attempts > 1 else first
+            self._circuits.logged(logged, order, self._clock())
         if logged.upstream and (chosen is None or logged.upstream != chosen.candidate.endpoint):
             self._metrics.missed.labels("retried" if logged.attempts > 1 else "unknown").inc()
         if self._access_log:
@@ -462,6 +476,9 @@ class KvPicker:
         chosen = booking.entry.kept.chosen
         if route.served and (chosen is None or chosen.candidate.endpoint != route.served):
             self._metrics.missed.labels("retried").inc()
+        if self._circuits is not None:
+            endpoint = route.served or route.endpoints[0]
+            self._circuits.relayed(endpoint, route.status, self._clock(), booking.picked_at)
 
     def _ended(self, entry: Entry) -> None:
         """All is told that will be. Behind a proxy of ours its log has the last word instead."""
@@ -512,6 +529,8 @@ class KvPicker:
             extras = block_extras(cache_salt=parsed.cache_salt)
             matched = overlaps(pool.index, chains, tokens, extras)
             size = RequestSize(len(tokens), block_size)
+        if self._circuits is not None:
+            self._circuits.apply(now)
         found = candidates(pool.workers.values(), parsed.model, matched, pool.index, now)
         if subset is not None:
             found = within(subset, found)
@@ -554,6 +573,8 @@ class KvPicker:
         if entry.prompt_tokens >= 0:
             entry.predicted_cached_tokens = cached
         booking = Booking(key, parsed.kind, worker, entry, now, prompt, admitted=admitted)
+        if self._circuits is not None:
+            self._circuits.picked(worker, now)
         self._bookings[key] = booking
         if admitted is not None:
             admitted.booked = True
@@ -664,6 +685,7 @@ class KvPicker:
                     "role": worker.endpoint.role,
                     "state": worker.state(),
                     "problem": worker.problem,
+                    "circuit": worker.breaker.blocks(now),
                     "models": sorted(worker.models),
                     "block_size": worker.block_size,
                     "cached_blocks": self._pool.index.blocks(worker.slot),

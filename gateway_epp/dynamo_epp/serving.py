@@ -41,6 +41,8 @@ from dynamo_epp.admission.endpoints import PoolEndpoints
 from dynamo_epp.admission.gate import Gate
 from dynamo_epp.admission.metrics import AdmissionMetrics
 from dynamo_epp.admission.settings import FlowControlSettings
+from dynamo_epp.endpoints.breaker import BreakerSettings
+from dynamo_epp.endpoints.circuits import Circuits
 from dynamo_epp.endpoints.pool import Follower, Pool
 from dynamo_epp.endpoints.stock import StockFollower
 from dynamo_epp.endpoints.streams import StreamFollower
@@ -77,6 +79,7 @@ class PickerSettings:
 
     policy: Policy = field(default_factory=Policy)
     flow_control: FlowControlSettings = field(default_factory=FlowControlSettings)
+    breaker: BreakerSettings = field(default_factory=BreakerSettings)
     discovery_backend: str = "file"
     """Where endpoints come from. ``file`` is a JSON file that the local runner writes; all others
     are the API server: ``kubernetes`` a graph's workers, ``inference-pool`` the pods of an
@@ -274,9 +277,15 @@ class ServingKvPicker:
             lambda snapshot: self._publish(snapshot),
         )
         self._tracing = tracing.start("dynamo-picker", os.environ, registry)
+        self._circuits = Circuits(
+            settings.breaker,
+            self._pool.workers.values,
+            random.Random(),
+            lambda cause: self._metrics.circuit_openings.labels(cause).inc(),
+        )
         self._gate = Gate(
             settings.flow_control,
-            PoolEndpoints(self._pool),
+            PoolEndpoints(self._pool, lambda: self._circuits.apply(time.monotonic())),
             AdmissionMetrics(registry),
             clock=time.monotonic,
         )
@@ -296,6 +305,7 @@ class ServingKvPicker:
             relays=settings.relays,
             tracing=self._tracing,
             gate=self._gate,
+            circuits=self._circuits,
         )
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -338,10 +348,17 @@ class ServingKvPicker:
 
     def _follow(self, pool: Pool, worker: Worker) -> Follower:
         if worker.stock:
-            return StockFollower(pool, worker, self._session)
+            return StockFollower(pool, worker, self._session, on_asked=self._on_asked)
         return StreamFollower(
             pool, worker, self._picker, subscriber=self._replica, clock=time.monotonic
         )
+
+    def _on_asked(self, worker: Worker, problem: str) -> None:
+        now = time.monotonic()
+        if problem and worker.endpoint.ready:  # else it is still starting
+            self._circuits.failed(worker, "scrape", problem, now)
+        elif not problem:
+            self._circuits.succeeded(worker, "scrape", now)
 
     # --- frontend.ServingPicker
 
@@ -411,6 +428,9 @@ class ServingKvPicker:
             blocks = sum(self._pool.index.blocks(w.slot) for w in self._pool.workers.values())
             metrics.cached_blocks.set(blocks)
             self._pool_metrics.observe(self._pool.workers.values())
+            circuits = self._circuits.states(time.monotonic())
+            for state in metrics.CIRCUIT_STATES:
+                metrics.circuits.labels(state).set(circuits[state])
             self._gate.learn()
             self._gate.show_lanes()
             self._tokenization.keep_up(self._pool.workers.values())

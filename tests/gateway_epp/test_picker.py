@@ -10,6 +10,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import pytest
+from dynamo_epp.admission.endpoints import PoolEndpoints
+from dynamo_epp.admission.gate import Gate
+from dynamo_epp.admission.metrics import AdmissionMetrics
+from dynamo_epp.admission.settings import (
+    FlowControlSettings,
+    IdentitySettings,
+    RateLimit,
+    RateLimits,
+)
+from dynamo_epp.endpoints.breaker import BreakerSettings
+from dynamo_epp.endpoints.circuits import Circuits
 from dynamo_epp.endpoints.pool import Pool
 from dynamo_epp.endpoints.streams import StreamFollower
 from dynamo_epp.endpoints.worker import Worker
@@ -135,7 +146,11 @@ def info(name: str) -> WorkerInfo:
 
 
 @asynccontextmanager
-async def world(workers: int = 2, policy: Policy | None = None) -> AsyncIterator[World]:
+async def world(
+    workers: int = 2,
+    policy: Policy | None = None,
+    flow_control: FlowControlSettings | None = None,
+) -> AsyncIterator[World]:
     publishers = [WorkerPublisher("tcp://127.0.0.1:0", info(f"w-{n}")) for n in range(workers)]
     for publisher in publishers:
         await publisher.start()
@@ -156,6 +171,10 @@ async def world(workers: int = 2, policy: Policy | None = None) -> AsyncIterator
         return follower
 
     pool = Pool(source, follow)
+    gate = None
+    if flow_control is not None:
+        metrics = AdmissionMetrics(registry)
+        gate = Gate(flow_control, PoolEndpoints(pool), metrics, clock=time)
     picker = KvPicker(
         pool,
         tokens,
@@ -167,6 +186,8 @@ async def world(workers: int = 2, policy: Policy | None = None) -> AsyncIterator
         clock=time,
         wall=lambda: 1000.0,
         warm_up_s=5.0,
+        circuits=Circuits(BreakerSettings(), pool.workers.values, random.Random(0)),
+        gate=gate,
     )
     await pool.start()
     source.queue.put_nowait(tuple(endpoints))
@@ -495,6 +516,70 @@ async def test_nothing_is_kept_of_requests_that_ended() -> None:
         await w.until(lambda: bool(w.pool.workers) and w.worker(0).live)
         w.picker.released(await w.ask(range(4)))
         assert kept() == 1  # this one, for a while
+
+
+async def test_a_worker_that_fails_in_a_row_gets_no_requests_and_the_reason_is_seen() -> None:
+    async with world(workers=2, policy=Policy(mode="round-robin")) as w:
+        for n in range(10):
+            route = await w.ask(range(4), f"r-{n}")
+            w.picker.released(route)
+            failed = route.endpoints[0] == "127.0.0.2:8000"
+            entry = access(
+                f"r-{n}", upstream=route.endpoints[0], status=500 if failed else 200, last_byte_s=0
+            )
+            w.picker.on_access_log(entry)
+        for n in range(4):
+            assert (await w.ask(range(4), f"after-{n}")).endpoints == ("127.0.0.3:8000",)
+        reason = "circuit open: 5 failures in a row (500)"
+        told = w.journal.get("after-0")
+        assert told is not None
+        dropped = {c["name"]: c["dropped"] for c in told.to_json()["candidates"]}
+        assert dropped == {"w-0": reason, "w-1": ""}
+        shown = {each["name"]: each["circuit"] for each in w.picker.state()["workers"]}
+        assert shown == {"w-0": reason, "w-1": ""}
+        w.time.skip(6.5)
+        probed = [await w.ask(range(4), f"probe-{n}") for n in range(4)]
+        assert [r.endpoints[0] for r in probed].count("127.0.0.2:8000") == 1
+        w.picker.on_access_log(access("probe-0", upstream="127.0.0.2:8000", last_byte_s=0))
+        assert len((await w.ask(range(4))).endpoints) == 2
+
+
+async def test_a_request_for_workers_that_are_not_ready_is_held() -> None:
+    async with world(workers=1, flow_control=FlowControlSettings()) as w:
+        w.source.queue.put_nowait((replace(w.endpoints[0], ready=False),))
+        await w.until(lambda: not w.worker(0).endpoint.ready)
+        asked = asyncio.create_task(w.ask(range(8), "held"))
+        await asyncio.sleep(0)
+        assert not asked.done()
+        w.source.queue.put_nowait((w.endpoints[0],))
+        route = await asked
+        assert route.endpoints == ("127.0.0.2:8000",)
+        entry = w.journal.get("held")
+        assert entry is not None
+        assert entry.stages_ms["queue"] > 0
+        unknown = await w.picker.pick(request(range(4), model="other"))
+        assert isinstance(unknown, Refusal)
+        assert unknown.status == 404
+
+
+async def test_a_rate_limit_is_corrected_by_what_the_worker_tells() -> None:
+    flow_control = FlowControlSettings(
+        identity=IdentitySettings(api_key=True),
+        limits=RateLimits(default=RateLimit(tokens_per_s=10, burst_s=10)),
+    )
+    async with world(workers=1, flow_control=flow_control) as w:
+        await w.ask(range(8), "one", max_tokens=1000)
+        refused = await w.picker.pick(request(range(8)))
+        assert isinstance(refused, Refusal)
+        assert refused.status == 429
+        headers = dict(refused.headers)
+        assert headers["x-llm-d-request-dropped-reason"] == "rejected-rate-limited"
+        assert 90 <= int(headers["retry-after"]) <= 110
+        assert json.loads(refused.body)["error"]["code"] == "rejected_rate_limited"
+        w.publishers[0].accepted("p-1", 8, 0)
+        w.publishers[0].finished("p-1", prompt_tokens=8, cached_tokens=0, completion_tokens=2)
+        await w.until(lambda: w.picker.kept_bookings() == 0)
+        await w.ask(range(8), "two", max_tokens=1)
 
 
 def requests(w: World, result: str) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from dynamo_epp.endpoints.pool import Pool
 from dynamo_epp.endpoints.worker import Worker
@@ -10,12 +10,15 @@ from dynamo_epp.scheduling.filters import reason_to_drop
 
 
 class PoolEndpoints:
-    """Implements ``gate.Endpoints`` with a ``Pool``."""
+    """Implements ``gate.Endpoints`` with a ``Pool``. ``refresh`` brings the workers' circuits up to
+    date."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, refresh: Callable[[], None] = lambda: None) -> None:
         self._pool = pool
+        self._refresh = refresh
 
     def eligible(self, model: str) -> Iterator[Worker]:
+        self._refresh()
         workers = self._pool.workers.values()
         return (worker for worker in workers if not reason_to_drop(worker, model))
 

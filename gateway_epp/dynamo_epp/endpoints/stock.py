@@ -64,7 +64,10 @@ class _Description:
 
 
 class StockFollower:
-    """One stock engine. ``session`` belongs to the caller; ``clock`` gives monotonic seconds."""
+    """One stock engine. ``session`` belongs to the caller; ``clock`` gives monotonic seconds.
+
+    ``on_asked`` hears each time whether the engine answered ("") or what was wrong.
+    """
 
     def __init__(
         self,
@@ -73,11 +76,13 @@ class StockFollower:
         session: aiohttp.ClientSession,
         *,
         clock: Callable[[], float] = time.monotonic,
+        on_asked: Callable[[Worker, str], None] = lambda worker, problem: None,
     ) -> None:
         self._pool = pool
         self._worker = worker
         self._session = session
         self._clock = clock
+        self._on_asked = on_asked
         self._url = f"http://{worker.endpoint.hostport}"
         self._asking: asyncio.Task[None] | None = None
         self._listening: asyncio.Task[None] | None = None
@@ -103,8 +108,10 @@ class StockFollower:
             try:
                 await self._ask()
                 unanswered = 0
+                self._on_asked(self._worker, "")
             except (aiohttp.ClientError, TimeoutError, OSError, msgspec.MsgspecError) as error:
                 unanswered += 1
+                self._on_asked(self._worker, f"not answered: {error or 'timeout'}")
                 if unanswered == LOST_AFTER and self._description is not None:
                     await self._forget(f"the engine can't be asked: {error or 'timeout'}")
             except Exception as error:  # the worker must not stay as it was for ever

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from dynamo_kv_router.load import WorkerLoad
 from dynamo_runtime.endpoint import Endpoint
 
+from dynamo_epp.endpoints.breaker import Breaker
+
 
 @dataclass(slots=True, eq=False)
 class Worker:
@@ -39,6 +41,9 @@ class Worker:
     """Name of its tokenizer in the tokenizer shelf; "" if the engine itself must be asked."""
     total_blocks: int = 0
     max_model_len: int = 0
+    breaker: Breaker = field(default_factory=Breaker)
+    circuit: str = ""
+    """Why its circuit keeps requests from it at the moment, or ""; kept by ``Circuits``."""
     hostport: str = field(init=False)
     """``ip:port``, as candidates and headers need it for each request."""
 

@@ -44,12 +44,18 @@ def is_ready(worker: Worker, _: str) -> str:
     return "" if worker.endpoint.ready else "not ready"
 
 
+def circuit_closed(worker: Worker, _: str) -> str:
+    """It failed too often lately. Open circuits never keep everybody away."""
+    return worker.circuit
+
+
 RULES: tuple[Rule, ...] = (
     serves_model,
     takes_requests,
     not_terminating,
     not_draining,
     is_ready,
+    circuit_closed,
 )
 PREFILL_RULES: tuple[Rule, ...] = tuple(
     prefills if rule is takes_requests else rule for rule in RULES
