@@ -63,6 +63,9 @@ def test_anything_else_is_an_error(arguments: list[str], error: str) -> None:
         (["--log-level", "LOUD"], "log level 'LOUD' is unknown"),
         (["--http-port", "0"], "--http-port"),
         (["--htpp-port", "1"], "did you mean --http-port?"),
+        (["--hold-seconds", "700"], "a request could wait 700 s"),
+        (["--flow-control", "--queue-seconds", "0"], "a request could wait inf s"),
+        (["--tenant-limits", "missing.json"], "missing.json can't be read: No such file"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_message(arguments: list[str], said: str) -> None:
@@ -80,3 +83,24 @@ def test_settings_come_from_the_environment(tmp_path: Path) -> None:
     result = CliRunner(env=environment).invoke(app, ["frontend"])
     assert result.exit_code == 2
     assert f"{tmp_path}/missing is no folder" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "limits.json: Input data was truncated"),
+        ('{"a": {"tokens_per_s": "x"}}', "limits.json: Expected `float`, got `str`"),
+        (
+            '{"a": {"tokens_per_s": -1}}',
+            "limits.json: a: tokens_per_s is -1.0; it must be a number",
+        ),
+        ('{"a": {"tpm": 1}}', "limits.json: a has 'tpm'; a limit has requests_per_s, tokens_per_s"),
+    ],
+)
+def test_a_wrong_file_of_limits_is_one_clear_message(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "limits.json"
+    path.write_text(text)
+    arguments = ["frontend", "--endpoints-file", str(tmp_path / "e.json"), "--tenant-limits"]
+    result = CliRunner().invoke(app, [*arguments, str(path)])
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 Fairness = Literal["round-robin", "global-strict"]
 """``round-robin``: the tenants of a band take turns, measured in tokens. ``global-strict``: first
@@ -98,6 +101,29 @@ class RateLimits:
 
     def of(self, tenant: str) -> RateLimit:
         return self.tenants.get(tenant, self.default)
+
+
+def read_limits(path: Path) -> dict[str, RateLimit]:
+    """Limits of single tenants from a JSON file, ``{"name": {"requests_per_s", "tokens_per_s",
+    "burst_s"}}``. Raises ``ValueError`` with the file's name and what is wrong."""
+    try:
+        read = msgspec.json.decode(path.read_bytes(), type=dict[str, dict[str, float]])
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from error
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"{path}: {error}") from error
+    known = [field.name for field in fields(RateLimit)]
+    limits = {}
+    for tenant, given in read.items():
+        for name in given:
+            if name not in known:
+                has = ", ".join(known)
+                raise ValueError(f"{path}: {tenant} has {name!r}; a limit has {has}")
+        try:
+            limits[tenant] = RateLimit(**given)
+        except ValueError as error:
+            raise ValueError(f"{path}: {tenant}: {error}") from error
+    return limits
 
 
 @dataclass(frozen=True, slots=True)
