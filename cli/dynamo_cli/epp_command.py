@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from dynamo_cli import admission_options as options
 from dynamo_cli.frontend_command import unknown_arguments
 
 log = logging.getLogger(__name__)
@@ -278,6 +279,24 @@ def epp(
             help="Write a line for each request: how it was routed, what it cost, how it ended.",
         ),
     ] = False,
+    flow_control: options.FlowControl = False,
+    queue_seconds: options.QueueSeconds = 60.0,
+    queue_requests: options.QueueRequests = 5000,
+    queue_mib: options.QueueMiB = 1000.0,
+    hold_seconds: options.HoldSeconds = 0.0,
+    hold_models: options.HoldModels = "",
+    full_queue_depth: options.FullQueueDepth = 5.0,
+    full_kv_usage: options.FullKvUsage = 0.8,
+    full_concurrency: options.FullConcurrency = 0.0,
+    tenant_header: options.TenantHeader = "",
+    tenant_from_api_key: options.TenantFromApiKey = False,
+    priority_header: options.PriorityHeader = "",
+    trust_flow_headers: options.TrustFlowHeaders = False,
+    tenant_requests_per_second: options.TenantRequestsPerSecond = 0.0,
+    tenant_tokens_per_second: options.TenantTokensPerSecond = 0.0,
+    tenant_limits: options.TenantLimits = None,
+    circuit_breaker: options.CircuitBreaker = True,
+    circuit_failures: options.CircuitFailures = 5,
     log_level: Annotated[
         str, typer.Option(envvar="DYN_LOG_LEVEL", help="DEBUG, INFO, WARNING or ERROR.")
     ] = "INFO",
@@ -344,6 +363,25 @@ def epp(
             fallbacks=fallback_endpoints,
             access_log=access_log,
             relays=True,
+            flow_control=options.flow_control(
+                enabled=flow_control,
+                queue_seconds=queue_seconds,
+                queue_requests=queue_requests,
+                queue_mib=queue_mib,
+                hold_seconds=hold_seconds,
+                hold_models=hold_models,
+                full_queue_depth=full_queue_depth,
+                full_kv_usage=full_kv_usage,
+                full_concurrency=full_concurrency,
+                tenant_header=tenant_header,
+                tenant_from_api_key=tenant_from_api_key,
+                priority_header=priority_header,
+                trust_flow_headers=trust_flow_headers,
+                requests_per_second=tenant_requests_per_second,
+                tokens_per_second=tenant_tokens_per_second,
+                tenant_limits=tenant_limits,
+            ),
+            breaker=options.breaker(enabled=circuit_breaker, failures=circuit_failures),
         )
         endpoint_source(picker)
     except (Misconfigured, ValueError) as problem:
