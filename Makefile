@@ -89,6 +89,7 @@ lint: $(VENV)/.dev ## Format, lint, types, import contracts, generated files
 	@$(BIN)/mypy $(PACKAGES:%=-p %)
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/python -m dynamo_crds.generate --check
+	@$(BIN)/python scripts/metrics.py --check
 	@$(BIN)/python scripts/requirements.py --check $(EXTRAS)
 
 format: $(VENV)/.dev ## Format the code
@@ -97,6 +98,7 @@ format: $(VENV)/.dev ## Format the code
 
 generate: $(VENV)/.dev ## Write the generated files anew
 	@$(BIN)/python -m dynamo_crds.generate
+	@$(BIN)/python scripts/metrics.py
 
 requirements: $(BIN)/uv ## Pin the requirements of every extra anew
 	@$(BIN)/python scripts/requirements.py $(EXTRAS)

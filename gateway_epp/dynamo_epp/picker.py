@@ -72,6 +72,14 @@ def expected_tokens(request: ParsedRequest) -> float:
     return request.body_bytes / BYTES_PER_TOKEN + max(1, request.n) * max(0, answer)
 
 
+LEFT = Refusal(
+    499,
+    error_body(499, "The client left before there was a pick."),
+    ((REASON_HEADER, "rejected-context-cancelled"),),
+)
+"""What is told of a client that did not wait; nobody gets it as an answer."""
+
+
 class PromptTokens(Protocol):
     """What a picker needs of ``tokenization.Tokenization``."""
 
@@ -191,7 +199,11 @@ class KvPicker:
         request_id = request.head.headers.get("x-request-id", "")
         request_id_of.set(request_id)
         asked = Asked(request_id, request.head.path.partition("?")[0], self._clock())
-        answer = await self._pick(request, asked)
+        try:
+            answer = await self._pick(request, asked)
+        except asyncio.CancelledError:
+            self._tell_refused(request, asked, LEFT)
+            raise
         if isinstance(answer, Refusal):
             self._tell_refused(request, asked, answer)
         elif self._tracing is not None and asked.entry is not None and asked.parsed is not None:

@@ -241,7 +241,9 @@ class ServingKvPicker:
         self, settings: PickerSettings, lifecycle: Lifecycle, registry: CollectorRegistry
     ) -> None:
         self._metrics = PickerMetrics(registry)
-        self._pool_metrics = PoolMetrics(registry, settings.graph or "default")
+        self._pool_metrics = PoolMetrics(
+            registry, settings.pool_name or settings.graph or "default"
+        )
         self._journal = Journal(settings.journal)
         self._lifecycle = lifecycle
         self._loop = asyncio.get_running_loop()

@@ -1,5 +1,6 @@
 """What the picker tells of requests beside its answers: journal, access log, spans, labels."""
 
+import asyncio
 import json
 import logging
 from typing import Any
@@ -158,6 +159,20 @@ async def test_a_refused_request_can_be_explained() -> None:
     assert bad.outcome == {"status": 400, "dropped_reason": "bad-request"}
     assert (unknown.model, unknown.reason) == ("<b>", "unknown-model")
     assert "does not exist" in unknown.message
+
+
+async def test_a_client_that_leaves_while_it_waits_is_told_of() -> None:
+    s = await scene()
+    s.pool.workers["w-0"].live = False  # the first pick waits for its cache
+    asking = asyncio.create_task(s.ask())
+    await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    left = s.journal.find("r")
+    assert isinstance(left, Refused)
+    assert left.model == "m"
+    assert left.outcome == {"status": 499, "dropped_reason": "rejected-context-cancelled"}
 
 
 async def test_a_refusal_after_a_decision_is_in_its_entry() -> None:

@@ -76,11 +76,7 @@ async def _serve(
         decision_header=settings.decision_header,
         served_header=SERVED if settings.conformance_headers else "",
     )
-    Gauge(
-        "dynamo_epp_ext_proc_streams",
-        "Requests whose stream is open at the moment.",
-        registry=registry,
-    ).set_function(lambda: server.streams)
+    stream_gauge(registry).set_function(lambda: server.streams)
     stack.push_async_callback(server.stop, 0)
     health = _address(settings.host, settings.health_port) if settings.health_port else None
     lifecycle.set_not_ready("waiting for the first list of endpoints")
@@ -102,6 +98,14 @@ async def _serve(
         for task in (starting, stopping):
             task.cancel()
         await asyncio.gather(starting, stopping, return_exceptions=True)
+
+
+def stream_gauge(registry: CollectorRegistry) -> Gauge:
+    return Gauge(
+        "dynamo_epp_ext_proc_streams",
+        "Requests whose stream is open at the moment.",
+        registry=registry,
+    )
 
 
 async def _drain(settings: GatewaySettings, server: PickerServer) -> None:
