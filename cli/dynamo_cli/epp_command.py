@@ -319,6 +319,7 @@ def epp(
 
       dynamo epp --endpoints-file endpoints.json --secure-serving=false
     """
+    from dynamo_epp.config import given_config
     from dynamo_epp.gateway import GatewaySettings, Tls, run_picker
     from dynamo_epp.serving import Misconfigured, PickerSettings, ServingKvPicker, endpoint_source
     from dynamo_kv_router.choice import Policy
@@ -350,6 +351,7 @@ def epp(
         logs.configure("epp", "DEBUG" if verbosity >= 4 else log_level)
         picker = PickerSettings(
             policy=Policy(mode=router_mode),
+            config=given_config(config_file, config_text),
             discovery_backend=backend,
             endpoints_file=endpoints_file,
             graph=graph,

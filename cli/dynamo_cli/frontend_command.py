@@ -176,6 +176,14 @@ def frontend(
             help="kv: 0 takes the cheapest worker, more spreads the load.",
         ),
     ] = 0.0,
+    config_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="DYN_PICKER_CONFIG",
+            help="EndpointPickerConfig: how to schedule, instead of --router-….",
+        ),
+    ] = None,
+    config_text: Annotated[str, typer.Option(help="The same as text, instead of a file.")] = "",
     body_limit: Annotated[
         float,
         typer.Option(
@@ -263,6 +271,7 @@ def frontend(
 
       dynamo frontend --discovery-backend kubernetes --graph my-graph
     """
+    from dynamo_epp.config import given_config
     from dynamo_epp.frontend import FrontendSettings, run_frontend
     from dynamo_epp.frontend.settings import default_concurrency
     from dynamo_epp.serving import Misconfigured, PickerSettings, ServingKvPicker, endpoint_source
@@ -299,6 +308,7 @@ def frontend(
         )
         picker = PickerSettings(
             policy=policy,
+            config=given_config(config_file, config_text),
             discovery_backend=discovery_backend,
             endpoints_file=endpoints_file,
             graph=graph,

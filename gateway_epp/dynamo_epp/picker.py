@@ -39,12 +39,15 @@ from dynamo_epp.requests import (
     ParsedRequest,
     error_body,
     parse,
+    prompt_bytes,
     replace_model,
     strip_kv_transfer_params,
     unparsed,
 )
+from dynamo_epp.scheduling.ask import Ask
 from dynamo_epp.scheduling.candidates import candidates, overlaps
 from dynamo_epp.scheduling.filters.subset import OUTSIDE, within
+from dynamo_epp.scheduling.scheduler import Scheduler
 from dynamo_epp.server import AccessEntry
 from dynamo_epp.tokenization import Encoded
 from dynamo_epp.tokenize import NotExact
@@ -137,6 +140,7 @@ def _message(answer: Refusal) -> str:
 class KvPicker:
     """Chooses among the pool's workers. Implements ``extproc.Picker``.
 
+    ``scheduler`` ranks by a configuration's profiles; without one ``policy`` does.
     ``gate`` holds requests back that may not go yet; without one all of them go at once.
     ``clock`` gives monotonic seconds, ``wall`` Unix seconds; ``replica`` is unique per picker
     process and starts every booking key. A request that comes before the pool is warm waits at
@@ -167,6 +171,7 @@ class KvPicker:
         tracing: Tracing | None = None,
         gate: Gate | None = None,
         circuits: Circuits | None = None,
+        scheduler: Scheduler | None = None,
     ) -> None:
         self._pool = pool
         self._tokenization = tokenization
@@ -187,6 +192,7 @@ class KvPicker:
         self._tracing = tracing
         self._gate = gate
         self._circuits = circuits
+        self._scheduler = scheduler
         self._warmed = False
         self._turn = 0
         self._bookings: dict[str, Booking] = {}  # until the stream and the request both ended
@@ -265,7 +271,9 @@ class KvPicker:
         tokens: npt.NDArray[np.uint32] | None = None
         prompt_tokens = -1
         reason = ""
-        if self._policy.mode != "kv":
+        if self._scheduler is not None and not self._scheduler.reads_prompt:
+            reason = "the configured plugins look at no tokens"
+        elif self._scheduler is None and self._policy.mode != "kv":
             reason = f"mode {self._policy.mode} looks at no tokens"
         else:
             try:
@@ -280,7 +288,7 @@ class KvPicker:
                 reason = "tokenizing failed; the picker's log says how"
         tokenized_at = self._clock()
 
-        decision = self._decide(parsed, workers, tokens, request.subset, tokenized_at)
+        decision = self._decide(request, parsed, workers, tokens, tokenized_at)
         if not reason and decision.how != "exact":
             reason = self._why_approximate(decision)
         entry = asked.entry = Entry(
@@ -524,13 +532,14 @@ class KvPicker:
 
     def _decide(
         self,
+        request: PickRequest,
         parsed: ParsedRequest,
         serving: list[Worker],
         tokens: npt.NDArray[np.uint32] | None,
-        subset: tuple[str, ...] | None,
         now: float,
     ) -> Decision:
         pool = self._pool
+        extras = block_extras(cache_salt=parsed.cache_salt)
         sizes = [w.block_size for w in serving if w.block_size]
         block_size = min(sizes, default=DEFAULT_BLOCK_SIZE)
         if tokens is None:
@@ -538,23 +547,29 @@ class KvPicker:
             size = RequestSize(max(1, parsed.body_bytes // BYTES_PER_TOKEN), block_size)
         else:
             chains = {w.chain(parsed.model) for w in serving}
-            extras = block_extras(cache_salt=parsed.cache_salt)
             matched = overlaps(pool.index, chains, tokens, extras)
             size = RequestSize(len(tokens), block_size)
         if self._circuits is not None:
             self._circuits.apply(now)
         found = candidates(pool.workers.values(), parsed.model, matched, pool.index, now)
-        if subset is not None:
-            found = within(subset, found)
-        decision = choose(
+        if request.subset is not None:
+            found = within(request.subset, found)
+        turn, self._turn = self._turn, self._turn + 1
+        if self._scheduler is None:
+            exact = tokens is not None
+            return choose(size, found, self._policy, self._rng, turn=turn, tokens_exact=exact)
+        ask = Ask(
+            parsed.model,
             size,
-            found,
-            self._policy,
-            self._rng,
-            turn=self._turn,
-            tokens_exact=tokens is not None,
+            now,
+            pool.workers,
+            request.head.headers,
+            tokens,
+            lambda: prompt_bytes(parsed, request.body or b""),
+            extras,
         )
-        self._turn += 1
+        decision = self._scheduler.decide(ask, found, self._rng, turn=turn)
+        self._scheduler.picked(ask, decision)
         return decision
 
     def _why_approximate(self, decision: Decision) -> str:
@@ -601,7 +616,7 @@ class KvPicker:
         if rewritten:
             changed = replace_model(body if changed is None else changed, parsed.model)
         return Route(
-            endpoints=decision.endpoints[: 1 + self._fallbacks],
+            endpoints=decision.endpoints[: decision.limit or 1 + self._fallbacks],
             set_headers=((BOOKING_HEADER, f"{key};tokens={prompt};cached={cached}"),),
             body=changed,
             restore_model=(parsed.model, named) if rewritten else None,

@@ -15,7 +15,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import aiohttp
@@ -41,6 +41,7 @@ from dynamo_epp.admission.endpoints import PoolEndpoints
 from dynamo_epp.admission.gate import Gate
 from dynamo_epp.admission.metrics import AdmissionMetrics
 from dynamo_epp.admission.settings import FlowControlSettings
+from dynamo_epp.config import PickerConfig
 from dynamo_epp.endpoints.breaker import BreakerSettings
 from dynamo_epp.endpoints.circuits import Circuits
 from dynamo_epp.endpoints.pool import Follower, Pool
@@ -78,6 +79,9 @@ class PickerSettings:
     """What can be set on a picker."""
 
     policy: Policy = field(default_factory=Policy)
+    config: PickerConfig | None = None
+    """Profiles of an ``EndpointPickerConfig``, instead of ``policy``; its section ``flowControl``
+    instead of what ``flow_control`` says of the same things. For one picker: it remembers."""
     flow_control: FlowControlSettings = field(default_factory=FlowControlSettings)
     breaker: BreakerSettings = field(default_factory=BreakerSettings)
     discovery_backend: str = "file"
@@ -114,6 +118,20 @@ class PickerSettings:
     """Folder that keeps fetched tokenizer files across restarts."""
     replica: str = ""
     """Unique name of this picker; the pod's name and a random part by default."""
+
+
+def flow_control(settings: PickerSettings) -> FlowControlSettings:
+    """What holds: the file where it speaks of flow control, and for the rest the settings."""
+    given, file = settings.flow_control, settings.config
+    if file is None or file.flow_control is None:
+        return given
+    return replace(
+        file.flow_control,
+        limits=given.limits,
+        identity=given.identity,
+        models=given.models,
+        demand_s=given.demand_s,
+    )
 
 
 OnProblem = Callable[[str], None]
@@ -286,7 +304,7 @@ class ServingKvPicker:
             lambda cause: self._metrics.circuit_openings.labels(cause).inc(),
         )
         self._gate = Gate(
-            settings.flow_control,
+            flow_control(settings),
             PoolEndpoints(self._pool, lambda: self._circuits.apply(time.monotonic())),
             AdmissionMetrics(registry),
             clock=time.monotonic,
@@ -308,7 +326,10 @@ class ServingKvPicker:
             tracing=self._tracing,
             gate=self._gate,
             circuits=self._circuits,
+            scheduler=settings.config.scheduler if settings.config else None,
         )
+        for note in settings.config.notes if settings.config else ():
+            log.info("configuration: %s", note)
         self._tasks: list[asyncio.Task[None]] = []
 
     def _on_discovery_problem(self, problem: str) -> None:

@@ -66,6 +66,7 @@ class Candidate(msgspec.Struct, frozen=True, array_like=True):
     running: int = 0  # requests in its batch
     kv_usage: float = 0.0  # share of its cache in use, 0..1
     figures_age: float = math.inf  # seconds since those three were true; infinite: never told
+    sent_since: float = 0.0  # requests in hand beyond those of that time
 
     @property
     def figures_known(self) -> bool:
@@ -215,15 +216,20 @@ KV_TERMS: Mapping[str, Term] = {
 }
 
 
+def kv_costs(size: RequestSize, eligible: Sequence[Candidate], policy: Policy) -> list[float]:
+    """The cost of each candidate (at least one): the sum of its terms."""
+    least_prefill = min(candidate.active_prefill_tokens for candidate in eligible)
+    terms = tuple(KV_TERMS.values())
+    return [
+        sum([term(size, candidate, least_prefill, policy) for term in terms])
+        for candidate in eligible
+    ]
+
+
 def _rank_kv(
     size: RequestSize, eligible: Sequence[Candidate], policy: Policy, rng: Rng, _: int
 ) -> list[Scored]:
-    least_prefill = min(candidate.active_prefill_tokens for candidate in eligible)
-    terms = tuple(KV_TERMS.values())
-    scored = [
-        Scored(candidate, sum([term(size, candidate, least_prefill, policy) for term in terms]))
-        for candidate in eligible
-    ]
+    scored = list(map(Scored, eligible, kv_costs(size, eligible, policy)))
     if policy.temperature > 0:
         return _softmax_order(scored, policy.temperature, rng)
     # Equal costs: the worker with fewer requests, then the one with the emptier cache (its blocks

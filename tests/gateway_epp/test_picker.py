@@ -19,6 +19,7 @@ from dynamo_epp.admission.settings import (
     RateLimit,
     RateLimits,
 )
+from dynamo_epp.config import given_config
 from dynamo_epp.endpoints.breaker import BreakerSettings
 from dynamo_epp.endpoints.circuits import Circuits
 from dynamo_epp.endpoints.pool import Pool
@@ -150,6 +151,7 @@ async def world(
     workers: int = 2,
     policy: Policy | None = None,
     flow_control: FlowControlSettings | None = None,
+    config: str = "",
 ) -> AsyncIterator[World]:
     publishers = [WorkerPublisher("tcp://127.0.0.1:0", info(f"w-{n}")) for n in range(workers)]
     for publisher in publishers:
@@ -161,6 +163,7 @@ async def world(
     source, tokens, journal = Snapshots(), WordTokens(), Journal(capacity=100)
     registry = CollectorRegistry()
     time = Time()
+    given = given_config(None, config)
 
     def follow(pool: Pool, worker: Worker) -> StreamFollower:
         # The publishers are all on 127.0.0.1; the addresses of the engines differ.
@@ -188,6 +191,7 @@ async def world(
         warm_up_s=5.0,
         circuits=Circuits(BreakerSettings(), pool.workers.values, random.Random(0)),
         gate=gate,
+        scheduler=given.scheduler if given else None,
     )
     await pool.start()
     source.queue.put_nowait(tuple(endpoints))
@@ -409,6 +413,59 @@ async def test_a_subset_that_leaves_nobody_is_503(subset: tuple[str, ...]) -> No
         assert [c["dropped"] for c in entry.to_json()["candidates"]] == [
             "outside the gateway's subset"
         ]
+
+
+CONFIG = """
+apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+plugins:
+- type: prefix-cache-scorer
+- type: queue-scorer
+- type: utilization-filter
+  parameters: {conditions: [{metric: active-requests, maxValue: 0}]}
+- type: max-score-picker
+  parameters: {maxNumOfEndpoints: 1}
+schedulingProfiles:
+- name: default
+  plugins:
+  - pluginRef: utilization-filter
+  - {pluginRef: prefix-cache-scorer, weight: 3}
+  - {pluginRef: queue-scorer, weight: 2}
+  - pluginRef: max-score-picker
+"""
+
+
+async def test_a_configuration_decides_and_its_scores_are_kept() -> None:
+    async with world(config=CONFIG) as w:
+        w.publishers[1].store(keys(range(8)))
+        await w.until(lambda: w.pool.index.blocks(1) == 2)
+        route = await w.ask(range(8))
+        assert route.endpoints == ("127.0.0.3:8000",)
+        assert route.routing == "exact;overlap=2/2;mode=profile"
+        entry = w.journal.get("r")
+        assert entry is not None
+        told = entry.to_json()
+        assert (told["profile"], told["scorers"]) == (
+            "default",
+            {"prefix-cache-scorer": 3.0, "queue-scorer": 2.0},
+        )
+        best, other = told["candidates"]
+        assert best["scores"] == {"prefix-cache-scorer": 1.0, "queue-scorer": 1.0}
+        assert (best["score"], best["cost"]) == (5.0, None)
+        assert other["terms"] == {"prefix-cache-scorer": 0.0, "queue-scorer": 2.0}
+
+
+async def test_filters_that_keep_everybody_back_are_429() -> None:
+    async with world(workers=1, config=CONFIG) as w:
+        await w.ask(range(8))
+        answer = await w.picker.pick(request(range(8), "late"))
+        assert isinstance(answer, Refusal)
+        assert answer.status == 429
+        assert dict(answer.headers)["x-llm-d-request-dropped-reason"] == "rejected-saturated"
+        entry = w.journal.get("late")
+        assert entry is not None
+        (only,) = entry.to_json()["candidates"]
+        assert only["dropped"] == "utilization-filter: active-requests is 1, above 0"
 
 
 async def test_the_load_a_worker_publishes_about_itself_is_taken() -> None:

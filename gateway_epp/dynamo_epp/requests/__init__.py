@@ -1,6 +1,7 @@
 """OpenAI's request bodies: parsed for routing, checked, never interpreted beyond that."""
 
 from dynamo_epp.requests.body import replace_model, strip_kv_transfer_params
+from dynamo_epp.requests.content import prompt_bytes
 from dynamo_epp.requests.errors import BadRequest, error_body
 from dynamo_epp.requests.parser import PATHS, parse, unparsed
 from dynamo_epp.requests.prompts import (
@@ -25,6 +26,7 @@ __all__ = [
     "TokenPrompts",
     "error_body",
     "parse",
+    "prompt_bytes",
     "replace_model",
     "strip_kv_transfer_params",
     "unparsed",

@@ -1,5 +1,4 @@
-"""From workers to a decision: filters drop, the cost function ranks. All of it pure.
+"""From workers to a decision: filters drop, scorers score, pickers order. All of it pure.
 
-`filters` holds the reasons for which a worker can't be chosen, `candidates` turns the workers that
-are left into what `dynamo_kv_router.choice` ranks.
+`README.md` says which plugins there are and by which rules they are put together.
 """

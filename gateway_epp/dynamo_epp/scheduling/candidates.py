@@ -46,6 +46,7 @@ def candidates(
     result = []
     for worker in workers:
         load, figures = worker.load, worker.load.figures
+        requests = load.active_requests()
         depths = matched.get(worker.chain(model)) if worker.live and matched else None
         result.append(
             Candidate(  # by position: by name it would take twice as long
@@ -54,7 +55,7 @@ def candidates(
                 depths.get(worker.slot, 0) if depths else 0,
                 load.active_prefill_tokens(now),
                 load.active_decode_blocks(),
-                load.active_requests(),
+                requests,
                 index.blocks(worker.slot),
                 worker.live and worker.exact,
                 reason_to_drop(worker, model, rules),
@@ -64,6 +65,7 @@ def candidates(
                 figures.running,
                 figures.cache_usage,
                 math.inf if load.observed_at is None else now - load.observed_at,
+                max(0.0, requests - load.in_hand_then),
             )
         )
     return result

@@ -1,0 +1,6 @@
+"""`EndpointPickerConfig` files: what people have for llm-d's picker configures this one."""
+
+from dynamo_epp.config.loader import PickerConfig, given_config, load_config, load_document
+from dynamo_epp.config.model import API_VERSIONS, KIND
+
+__all__ = ["API_VERSIONS", "KIND", "PickerConfig", "given_config", "load_config", "load_document"]

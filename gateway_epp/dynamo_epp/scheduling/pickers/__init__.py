@@ -1,0 +1,1 @@
+"""Who of the scored comes first: one module for each picker."""

@@ -1,0 +1,21 @@
+"""One after the other by name, whatever the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dynamo_kv_router.choice import Candidate, Rng
+
+from dynamo_epp.scheduling.pickers.parameters import PickerParameters
+
+
+class RoundRobinPicker:
+    def __init__(self, parameters: PickerParameters) -> None:
+        self.limit = parameters.max_num_of_endpoints
+
+    def order(
+        self, candidates: Sequence[Candidate], totals: Sequence[float], rng: Rng, turn: int
+    ) -> list[int]:
+        ordered = sorted(range(len(totals)), key=lambda at: candidates[at].name)
+        start = turn % len(ordered)
+        return ordered[start:] + ordered[:start]

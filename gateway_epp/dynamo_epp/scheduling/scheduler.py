@@ -1,0 +1,67 @@
+"""All profiles of a configuration, and what is remembered between requests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from dynamo_kv_router.choice import Candidate, Decision, Rng
+
+from dynamo_epp.scheduling.approximate import ApproximatePrefixes
+from dynamo_epp.scheduling.ask import Ask
+from dynamo_epp.scheduling.plugin import Watcher
+from dynamo_epp.scheduling.profile import Profile
+
+
+class Scheduler:
+    """``primary`` names the profile for the worker that answers the client. Others are for the
+    other parts of a divided request, such as ``prefill``."""
+
+    def __init__(
+        self,
+        profiles: Mapping[str, Profile],
+        primary: str,
+        approximate: ApproximatePrefixes | None = None,
+        *,
+        reads_prompt: bool = True,
+    ) -> None:
+        self.profiles = profiles
+        self.primary = primary
+        self.reads_prompt = reads_prompt
+        """Whether any plugin looks at the prompt; otherwise it need not be tokenized."""
+        self._approximate = approximate or ApproximatePrefixes()
+        plugins = [
+            plugin
+            for profile in profiles.values()
+            for plugin in (*(f for _, f in profile.filters), *(s for *_, s in profile.scorers))
+        ]
+        unique = {id(plugin): plugin for plugin in plugins}.values()
+        self._watchers = tuple(plugin for plugin in unique if isinstance(plugin, Watcher))
+
+    def decide(
+        self,
+        ask: Ask,
+        candidates: Sequence[Candidate],
+        rng: Rng,
+        *,
+        turn: int = 0,
+        profile: str = "",
+    ) -> Decision:
+        """Rank ``candidates`` by the profile of that name, the primary one by default.
+
+        Raises KeyError for a profile that does not exist.
+        """
+        chosen = self.profiles[profile or self.primary]
+        return chosen.decide(ask, candidates, self._approximate, rng, turn=turn)
+
+    def picked(self, ask: Ask, decision: Decision) -> None:
+        """The request goes to the first of ``decision``: what has to be remembered is."""
+        if decision.chosen is None:
+            return
+        for watcher in self._watchers:
+            watcher.picked(ask, decision)
+        candidate = decision.chosen.candidate
+        prefixes = ask.prefixes
+        # An engine whose events come is not guessed at, unless the prompt could not be read.
+        if prefixes is not None and prefixes.asked and not prefixes.exact(candidate):
+            prefixes.record(candidate)
+            self._approximate.keep(ask.workers)
