@@ -24,7 +24,14 @@ from dynamo_runtime.logs import request_id as request_id_of
 from dynamo_runtime.tracing import Tracing
 
 from dynamo_epp import request_log, spans
-from dynamo_epp.admission.gate import Admitted, Arrival, Gate, Rejection
+from dynamo_epp.admission.gate import (
+    NO_ENDPOINT_RETRY_S,
+    NO_ENDPOINTS,
+    Admitted,
+    Arrival,
+    Gate,
+    Rejection,
+)
 from dynamo_epp.compact import Kept
 from dynamo_epp.endpoints.circuits import Circuits
 from dynamo_epp.endpoints.pool import Pool
@@ -59,6 +66,8 @@ REASON_HEADER = "x-llm-d-request-dropped-reason"
 BYTES_PER_TOKEN = 4
 """Rule of thumb for prompts that were not tokenized; it only sizes the load booked for them."""
 DEFAULT_BLOCK_SIZE = 16
+CONTENDED_RETRY_S = 1
+"""`Retry-After` of a 429 that says nothing better."""
 ANSWER_TOKENS = 256
 """Expected of an answer whose length the client does not bound, until the worker tells."""
 INLINE_BODY = 512 * 1024
@@ -119,6 +128,7 @@ class Asked:
     path: str  # without the query string
     started: float  # monotonic seconds
     named: str = ""  # the model that the client named; a rewrite may have changed ``parsed``
+    waited_s: float = 0.0  # at the gate
     parsed: ParsedRequest | None = None
     entry: Entry | None = None  # once it was decided
 
@@ -243,12 +253,17 @@ class KvPicker:
         serving = self._pool.serving(parsed.model)
         if not serving and not self._gate.knows(parsed.model):
             return self._refuse_unserved(parsed.model)
-        base = serving[0].model if serving else ""
+        base = serving[0].model if serving and parsed.model else ""
         tokens = expected_tokens(parsed)
         headers = request.head.headers
         arrival = Arrival(parsed.model, base, headers, tokens, parsed.body_bytes)
+        arrived = self._clock()
         admitted = await self._gate.enter(arrival)
+        asked.waited_s = self._clock() - arrived
         if isinstance(admitted, Rejection):
+            if admitted.reason == NO_ENDPOINTS and self._pool.serving(parsed.model):
+                # The choice fails, too, and so keeps what is wrong with each of them.
+                return await self._choose(request, asked, parsed)
             return self._reject(admitted)
         with admitted:
             return await self._choose(request, asked, parsed, admitted)
@@ -261,8 +276,7 @@ class KvPicker:
         admitted: Admitted | None = None,
     ) -> Route | Refusal:
         """The pick of a request that may go now."""
-        waited_s = admitted.waited_s if admitted else 0.0
-        started = asked.started + waited_s
+        started = asked.started + asked.waited_s
         workers = self._pool.serving(parsed.model)
         if not workers:
             return self._refuse_unserved(parsed.model)
@@ -302,7 +316,7 @@ class KvPicker:
             prompt_tokens=prompt_tokens,
             stages_ms={
                 "parse": (parsed_at - started) * 1e3,
-                **({"queue": waited_s * 1e3} if waited_s else {}),
+                **({"queue": asked.waited_s * 1e3} if asked.waited_s else {}),
                 "tokenize": (tokenized_at - parsed_at) * 1e3,
             },
             tenant=admitted.tenant if admitted else "",
@@ -686,6 +700,8 @@ class KvPicker:
         code: str | None = None,
         retry_after_s: int | None = None,
     ) -> Refusal:
+        if retry_after_s is None:
+            retry_after_s = {429: CONTENDED_RETRY_S, 503: NO_ENDPOINT_RETRY_S}.get(status)
         retry = () if retry_after_s is None else (("retry-after", str(retry_after_s)),)
         self._metrics.refusals.labels(str(status), reason).inc()
         return Refusal(

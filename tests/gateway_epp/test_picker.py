@@ -383,6 +383,7 @@ async def test_nobody_ready_is_503() -> None:
         assert isinstance(answer, Refusal)
         assert answer.status == 503
         assert dict(answer.headers)["x-llm-d-request-dropped-reason"] == "rejected-no-endpoints"
+        assert int(dict(answer.headers)["retry-after"]) >= 1
 
 
 @pytest.mark.parametrize(
@@ -408,6 +409,7 @@ async def test_a_subset_that_leaves_nobody_is_503(subset: tuple[str, ...]) -> No
         assert answer.status == 503
         assert b"the gateway allows" in answer.body
         assert dict(answer.headers)["x-llm-d-request-dropped-reason"] == "rejected-no-endpoints"
+        assert int(dict(answer.headers)["retry-after"]) >= 1
         entry = w.journal.get("r")
         assert entry is not None
         assert [c["dropped"] for c in entry.to_json()["candidates"]] == [
@@ -617,6 +619,20 @@ async def test_a_request_for_workers_that_are_not_ready_is_held() -> None:
         unknown = await w.picker.pick(request(range(4), model="other"))
         assert isinstance(unknown, Refusal)
         assert unknown.status == 404
+
+
+@pytest.mark.parametrize("hold_s", [0.0, 0.05])
+async def test_what_is_wrong_with_each_worker_is_told_also_if_nobody_waits(hold_s: float) -> None:
+    flow_control = FlowControlSettings(no_endpoint_request_ttl=hold_s)
+    async with world(workers=1, flow_control=flow_control) as w:
+        w.source.queue.put_nowait((replace(w.endpoints[0], ready=False),))
+        await w.until(lambda: not w.worker(0).endpoint.ready)
+        answer = await w.picker.pick(request(range(4), "refused"))
+        assert isinstance(answer, Refusal)
+        assert answer.status == 503
+        entry = w.journal.get("refused")
+        assert entry is not None
+        assert [c["dropped"] for c in entry.to_json()["candidates"]] == ["not ready"]
 
 
 async def test_a_rate_limit_is_corrected_by_what_the_worker_tells() -> None:

@@ -34,6 +34,7 @@ TICK_S = 0.05
 """While somebody waits, the queue is looked at this often even if nothing was heard."""
 NO_ENDPOINT_RETRY_S = 10
 """`Retry-After` while a model has no endpoint: when one will come is not known here."""
+NO_ENDPOINTS = "rejected-no-endpoints"
 MAX_MODELS = 1000
 
 
@@ -153,6 +154,8 @@ class Gate:
         """Whether ``model`` may have an endpoint sooner or later."""
         self.learn()
         served = self._endpoints.models()
+        if not model:  # one that can't be read goes to any
+            return True
         if model in served or model in self._settings.models:
             return True
         if not served and not self._bases and not self._settings.models:
@@ -171,7 +174,8 @@ class Gate:
         identity, now = self._settings.identity, self._clock()
         tenant = tenant_of(arrival.headers, identity)
         priority = priority_of(arrival.headers, identity, self.objectives)
-        charge = self._limiter.take(tenant, arrival.tokens, self._endpoints.pickers(), now)
+        pickers = 1 if self._limiter.idle else self._endpoints.pickers()
+        charge = self._limiter.take(tenant, arrival.tokens, pickers, now)
         if isinstance(charge, float):
             refused = _rate_limited(tenant, charge)
             self._count(tenant, priority, refused.reason)
@@ -378,7 +382,7 @@ class Gate:
 
     def _no_endpoints(self, item: Item) -> Rejection:
         message = f"No worker for {item.lane} can take requests at the moment."
-        return Rejection(503, "rejected-no-endpoints", message, NO_ENDPOINT_RETRY_S)
+        return Rejection(503, NO_ENDPOINTS, message, NO_ENDPOINT_RETRY_S)
 
     def _evicted(self, item: Item) -> Rejection:
         message = "The request gave its place in the queue to one that goes before it."
