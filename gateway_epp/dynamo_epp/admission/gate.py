@@ -8,6 +8,7 @@ there is capacity and others use it; 503 that there is none.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from dynamo_epp.admission.queue import FlowQueue, Item
 from dynamo_epp.admission.saturation import occupancy, pool_saturation
 from dynamo_epp.admission.settings import FlowControlSettings
 from dynamo_epp.endpoints.worker import Worker
+
+log = logging.getLogger(__name__)
 
 TICK_S = 0.05
 """While somebody waits, the queue is looked at this often even if nothing was heard."""
@@ -264,6 +267,9 @@ class Gate:
             return self._saturated(item, "Too many requests wait already.")
         verdict: asyncio.Future[Rejection | None] = asyncio.get_running_loop().create_future()
         self._waiters[item] = verdict
+        if not lane.served and self._queue.waiting(item.lane) == 1:
+            limit_s = self._settings.no_endpoint_request_ttl
+            log.warning("no endpoint for %s: requests wait up to %g s", item.lane, limit_s)
         self._show()
         self.kick()
         outcome = "rejected-context-cancelled"
@@ -320,6 +326,9 @@ class Gate:
         served = any(True for _ in self._endpoints.eligible(name))
         if served != lane.served:
             lane.served, lane.since = served, now
+            if waiting := self._queue.waiting(name):
+                change = "there is an" if served else "there is no"
+                log.info("%s endpoint for %s now; %d requests wait", change, name, waiting)
         if served:
             lane.given_up.satisfied()
         return lane
