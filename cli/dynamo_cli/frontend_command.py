@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -26,13 +27,13 @@ WITHOUT_COUNTERPART = frozenset(
     --dyn-chat-processor --dyn-default-thinking-mode --dyn-preprocess-workers
     --dyn-reasoning-parser --dyn-structural-tag --dyn-tool-call-parser --enable-anthropic-api
     --enable-session-prefix-index --enable-streaming-reasoning-dispatch
-    --enable-streaming-tool-dispatch --enforce-disagg --event-plane
+    --enable-streaming-tool-dispatch --event-plane
     --exclude-tools-when-tool-choice-none --grpc-metrics-port --kserve-grpc-server
     --kv-cache-block-size --load-aware --metrics-prefix --migration-limit
     --migration-max-seq-len --model-name --model-path --namespace --namespace-prefix
     --no-router-kv-events --reasoning-field-name --reasoning-parser --request-plane
     --response-plane --router-approximate-cache-policy --router-assume-kv-reuse
-    --router-conditional-disagg --router-decode-policy --router-disk-cache-hit-weight
+    --router-decode-policy --router-disk-cache-hit-weight
     --router-event-threads --router-host-cache-hit-weight --router-kv-events
     --router-min-initial-workers --router-policy-config --router-predicted-ttl-secs
     --router-prefill-load-model --router-prefill-policy --router-queue-policy
@@ -184,6 +185,32 @@ def frontend(
         ),
     ] = None,
     config_text: Annotated[str, typer.Option(help="The same as text, instead of a file.")] = "",
+    enforce_disagg: Annotated[
+        bool,
+        typer.Option(
+            envvar="DYN_ENFORCE_DISAGG",
+            help="Prefill and decode workers: 503 for a request whose prompt no prefill worker "
+            "can compute. Without, its decode worker does both.",
+        ),
+    ] = False,
+    conditional_disagg: Annotated[
+        bool,
+        typer.Option(
+            "--router-conditional-disagg",
+            envvar="DYN_ROUTER_CONDITIONAL_DISAGG",
+            help="Prefill and decode workers: a decode worker that caches most of a prompt "
+            "computes the rest itself.",
+        ),
+    ] = False,
+    conditional_disagg_config: Annotated[
+        str,
+        typer.Option(
+            "--router-conditional-disagg-config",
+            envvar="DYN_ROUTER_CONDITIONAL_DISAGG_CONFIG",
+            help='JSON: {"eff_isl_threshold": 2048, "eff_isl_ratio_threshold": 0.7}, the uncached '
+            "tokens and share of a prompt from which on a prefill worker computes it.",
+        ),
+    ] = "",
     body_limit: Annotated[
         float,
         typer.Option(
@@ -274,10 +301,12 @@ def frontend(
     from dynamo_epp.config import given_config
     from dynamo_epp.frontend import FrontendSettings, run_frontend
     from dynamo_epp.frontend.settings import default_concurrency
+    from dynamo_epp.scheduling.disagg import DisaggPolicy
     from dynamo_epp.serving import Misconfigured, PickerSettings, ServingKvPicker, endpoint_source
     from dynamo_kv_router.choice import Policy
     from dynamo_runtime import lifecycle as process
     from dynamo_runtime import logs
+    from dynamo_runtime.prefill_grant import BadSecret, read_secret
     from prometheus_client import CollectorRegistry
 
     known = [name for option in context.command.params for name in option.opts]
@@ -309,6 +338,12 @@ def frontend(
         picker = PickerSettings(
             policy=policy,
             config=given_config(config_file, config_text),
+            disagg=DisaggPolicy.read(
+                enforce=enforce_disagg,
+                conditional=conditional_disagg,
+                config=conditional_disagg_config,
+            ),
+            secret=read_secret(os.environ),
             discovery_backend=discovery_backend,
             endpoints_file=endpoints_file,
             graph=graph,
@@ -336,7 +371,7 @@ def frontend(
             breaker=options.breaker(enabled=circuit_breaker, failures=circuit_failures),
         )
         endpoint_source(picker)
-    except (Misconfigured, ValueError) as problem:
+    except (Misconfigured, BadSecret, ValueError) as problem:
         sys.stderr.write(f"dynamo frontend: {problem}\n")
         raise typer.Exit(2) from problem
     if ignored:

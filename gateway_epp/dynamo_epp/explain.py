@@ -20,6 +20,42 @@ from msgspec.structs import asdict
 
 from dynamo_epp.compact import Kept
 from dynamo_epp.reasons import why
+from dynamo_epp.scheduling.disagg import Pairing
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Disagg:
+    """How prefill and decode were picked together, packed."""
+
+    decision: str  # prefill-decode, decode-only, refused
+    reason: str
+    generation: str
+    routing: str
+    prefillers: tuple[str, ...]  # ip:port, best first
+    prefill: Kept | None  # where prefill workers were looked at
+
+    @classmethod
+    def of(cls, pairing: Pairing) -> Disagg | None:
+        if pairing.split is None:
+            return None
+        return cls(
+            decision=str(pairing.split),
+            reason=str(pairing.why or ""),
+            generation=pairing.generation,
+            routing=pairing.routing(),
+            prefillers=pairing.prefillers,
+            prefill=Kept.of(pairing.prefill) if pairing.prefill is not None else None,
+        )
+
+    def brief(self) -> dict[str, Any]:
+        """Plain data, without the candidates."""
+        return {
+            "decision": self.decision,
+            "reason": self.reason,
+            "generation": self.generation,
+            "prefillers": list(self.prefillers),
+            "candidates": [],
+        }
 
 
 @dataclass(slots=True, eq=False)
@@ -37,9 +73,11 @@ class Entry:
     stages_ms: dict[str, float]  # in the order in which they ran, one after the other
     predicted_cached_tokens: int = -1  # of the prompt, on the pick; -1 if it was not tokenized
     tenant: str = ""
+    disagg: Disagg | None = None  # None where workers are not split
     outcome: dict[str, Any] = field(default_factory=dict)
     """What came after: status, upstream, attempts, duration_s (Envoy); served_by, blind_window_s,
-    first_token_s, prompt_tokens, cached_tokens, completion_tokens (worker)."""
+    first_token_s, prompt_tokens, cached_tokens, completion_tokens (worker); prefilled_by,
+    prefill_s, prefill_cached_tokens (prefill worker)."""
 
     @property
     def decision(self) -> Decision:
@@ -79,6 +117,7 @@ class Entry:
             "predicted_cached_tokens": self.predicted_cached_tokens,
             "block_size": shell.size.block_size,
             "blocks": shell.size.blocks,
+            "disagg": self.disagg.brief() if self.disagg is not None else None,
             "stages_ms": self.stages_ms,
             "outcome": self.outcome,
         }
@@ -86,18 +125,27 @@ class Entry:
     def to_json(self) -> dict[str, Any]:
         """Plain data, complete."""
         decision = self.decision
-        return {
+        told = {
             **self.brief(),
             "routing": decision.routing(),
-            "candidates": [
-                *(
-                    _ranked(decision, scored, sentence)
-                    for scored, sentence in zip(decision.ranked, why(decision), strict=True)
-                ),
-                *(_dropped(candidate) for candidate in decision.dropped),
-            ],
+            "candidates": _candidates(decision),
             "left_out": dict(self.kept.left_out),
         }
+        if self.disagg is not None:
+            told["routing"] = self.disagg.routing
+            if self.disagg.prefill is not None:
+                told["disagg"]["candidates"] = _candidates(self.disagg.prefill.unpack())
+        return told
+
+
+def _candidates(decision: Decision) -> list[dict[str, Any]]:
+    return [
+        *(
+            _ranked(decision, scored, sentence)
+            for scored, sentence in zip(decision.ranked, why(decision), strict=True)
+        ),
+        *(_dropped(candidate) for candidate in decision.dropped),
+    ]
 
 
 def _ranked(decision: Decision, scored: Scored, sentence: str) -> dict[str, Any]:
@@ -164,6 +212,7 @@ class Refused:
             "predicted_cached_tokens": -1,
             "block_size": 0,
             "blocks": 0,
+            "disagg": None,
             "stages_ms": {},
             "outcome": self.outcome,
         }

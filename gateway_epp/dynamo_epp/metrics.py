@@ -96,6 +96,13 @@ class PickerMetrics:
             ("model", "how", "mode"),
             registry=registry,
         )
+        self.disagg = Counter(
+            "dynamo_epp_disagg_decisions",
+            "Requests to graphs whose workers are split: prefill-decode, decode-only (the reason "
+            "says why), refused.",
+            ("model", "decision", "reason"),
+            registry=registry,
+        )
         self.refusals = Counter(
             "dynamo_epp_refusals",
             "Requests answered by the picker itself.",

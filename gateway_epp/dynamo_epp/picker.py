@@ -10,17 +10,26 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from dynamo_kv_router.choice import Decision, Policy, RequestSize, Rng, choose
+from dynamo_kv_router.choice import (
+    Candidate,
+    Decision,
+    Policy,
+    RequestSize,
+    Rng,
+    Scored,
+    choose,
+)
 from dynamo_kv_router.extras import block_extras
 from dynamo_kv_router.stream.format import Finished, WorkerInfo
 from dynamo_runtime.logs import request_id as request_id_of
+from dynamo_runtime.prefill_grant import PREFILL_BOOKING, Grant
 from dynamo_runtime.tracing import Tracing
 
 from dynamo_epp import request_log, spans
@@ -36,7 +45,7 @@ from dynamo_epp.compact import Kept
 from dynamo_epp.endpoints.circuits import Circuits
 from dynamo_epp.endpoints.pool import Pool
 from dynamo_epp.endpoints.worker import Worker
-from dynamo_epp.explain import Entry, Journal, Refused
+from dynamo_epp.explain import Disagg, Entry, Journal, Refused
 from dynamo_epp.extproc import PickRequest, Refusal, Route
 from dynamo_epp.metrics import PickerMetrics
 from dynamo_epp.models import NO_RULES, ModelRules
@@ -53,6 +62,7 @@ from dynamo_epp.requests import (
 )
 from dynamo_epp.scheduling.ask import Ask
 from dynamo_epp.scheduling.candidates import candidates, overlaps
+from dynamo_epp.scheduling.disagg import PREFILL, DisaggPolicy, Pairing, Split, Why, pair
 from dynamo_epp.scheduling.filters.subset import OUTSIDE, within
 from dynamo_epp.scheduling.scheduler import Scheduler
 from dynamo_epp.server import AccessEntry
@@ -76,6 +86,11 @@ BODILESS = ("/v1/models", "/health", "/ping", "/version")
 """Paths of requests without a body that every worker answers alike, and those below the first."""
 LATE_S = 5.0
 """How long after a stream's end the worker's own account of the request is waited for."""
+GRANT_S = 60
+"""How long a decode worker may take to begin with what it is allowed. Longer than a request is on
+its way to it and clocks differ, short enough that a header seen elsewhere is soon worth nothing."""
+PREFILLERS = 4
+"""Prefill workers named in a grant."""
 
 
 def expected_tokens(request: ParsedRequest) -> float:
@@ -118,6 +133,8 @@ class Booking:
     prompt_tokens: int  # as they count for load
     open: bool = True  # the stream has not ended
     admitted: Admitted | None = None  # how it came in
+    prefill: Booking | None = None  # its other half, in a prefill worker
+    half: bool = False  # it is such a half
 
 
 @dataclass(slots=True, eq=False)
@@ -158,7 +175,8 @@ class KvPicker:
     that no worker is known to serve, are routed by load instead of refused. ``fallbacks``:
     endpoints named behind the first one, for the proxy to retry on. ``access_log`` writes a line
     for each request. ``relays`` says that answers pass through this process, and that no access log
-    of a proxy tells how they ended.
+    of a proxy tells how they ended. ``secret`` signs what decode workers may ask of prefill
+    workers.
     """
 
     def __init__(
@@ -182,6 +200,8 @@ class KvPicker:
         gate: Gate | None = None,
         circuits: Circuits | None = None,
         scheduler: Scheduler | None = None,
+        disagg: DisaggPolicy | None = None,
+        secret: bytes | None = None,
     ) -> None:
         self._pool = pool
         self._tokenization = tokenization
@@ -203,6 +223,8 @@ class KvPicker:
         self._gate = gate
         self._circuits = circuits
         self._scheduler = scheduler
+        self._disagg = disagg or DisaggPolicy()
+        self._secret = secret
         self._warmed = False
         self._turn = 0
         self._bookings: dict[str, Booking] = {}  # until the stream and the request both ended
@@ -302,7 +324,8 @@ class KvPicker:
                 reason = "tokenizing failed; the picker's log says how"
         tokenized_at = self._clock()
 
-        decision = self._decide(request, parsed, workers, tokens, tokenized_at)
+        pairing = self._decide(request, parsed, workers, tokens, tokenized_at)
+        decision = pairing.decode
         if not reason and decision.how != "exact":
             reason = self._why_approximate(decision)
         entry = asked.entry = Entry(
@@ -312,6 +335,7 @@ class KvPicker:
             model=parsed.model,
             stream=parsed.stream,
             kept=Kept.of(decision),
+            disagg=Disagg.of(pairing),
             reason=reason,
             prompt_tokens=prompt_tokens,
             stages_ms={
@@ -322,12 +346,16 @@ class KvPicker:
             tenant=admitted.tenant if admitted else "",
         )
         self._journal.add(entry)
+        if pairing.split is not None and decision.chosen is not None:
+            self._metrics.disagg.labels(parsed.model, pairing.split, pairing.why or "").inc()
         if decision.chosen is None:
             return self._refuse_unroutable(parsed.model, decision)
-        route = self._route(parsed, asked.named, request.body or b"", decision, entry, admitted)
+        if pairing.split is Split.REFUSED:
+            return self._refuse_unsplit(parsed.model, pairing)
+        route = self._route(parsed, asked.named, request.body or b"", pairing, entry, admitted)
         done = self._clock()
         entry.stages_ms["choose"] = (done - tokenized_at) * 1e3
-        self._count(entry, decision, done - started)
+        self._count(entry, pairing, done - started)
         return route
 
     def answered(self, route: Route) -> None:
@@ -347,30 +375,37 @@ class KvPicker:
         if not isinstance(booking, Booking):
             return
         entry, now = booking.entry, self._clock()
-        booking.open = False
         if self._circuits is not None:
             self._circuits.released(booking.worker, now)
-        booking.worker.load.release(booking.key)
         if self._gate is not None:
             self._gate.kick()
         self._metrics.model(entry.model).active.dec()
         if self._open.get(entry.request_id) is entry:
             del self._open[entry.request_id]
             self._journal.keep(entry)
+        if booking.prefill is not None:
+            self._close(booking.prefill, now)
         if self._relays:
             self._relayed(route, booking)
-        if booking.worker.stock:
-            self._bookings.pop(booking.key, None)
+        if self._close(booking, now):
             self._ended(entry)
-        elif booking.key not in self._bookings:  # its worker told already
-            self._ended(entry)
-        else:  # short requests end before their worker's word of them is here
-            self._late.append((now, booking))
         while self._late and now - self._late[0][0] >= LATE_S:
             _, late = self._late.popleft()
             running = late.key in late.worker.load.accepted
-            if not running and self._bookings.pop(late.key, None) is not None:
+            if not running and self._bookings.pop(late.key, None) is not None and not late.half:
                 self._ended(late.entry)
+
+    def _close(self, booking: Booking, now: float) -> bool:
+        """The stream has ended. Whether nobody will tell any more of this booking."""
+        booking.open = False
+        booking.worker.load.release(booking.key)
+        if booking.worker.stock:
+            self._bookings.pop(booking.key, None)
+        elif booking.key in self._bookings:
+            # Short requests end before their worker's word of them is here.
+            self._late.append((now, booking))
+            return False
+        return True
 
     # --- endpoints.streams.RequestWatcher
 
@@ -381,14 +416,19 @@ class KvPicker:
         if booking.worker is not worker:  # the proxy went down the list
             booking.worker.load.release(key)
             booking.worker = worker
-            booking.entry.outcome["served_by"] = worker.name
-        if blind_window_s is not None:
+            if not booking.half:
+                booking.entry.outcome["served_by"] = worker.name
+        if booking.half:
+            booking.entry.outcome["prefilled_by"] = worker.name
+        elif blind_window_s is not None:
             self._metrics.blind_window.observe(blind_window_s)
             booking.entry.outcome["blind_window_s"] = round(blind_window_s, 6)
 
     def on_first_token(self, worker: Worker, key: str) -> None:
         booking = self._bookings.get(key)
-        if booking is not None:
+        if booking is not None and not booking.half:
+            if booking.prefill is not None:  # whoever did it, the prompt is computed
+                booking.prefill.worker.load.release(booking.prefill.key)
             now = self._clock()
             seconds = now - booking.picked_at
             if self._circuits is not None:
@@ -403,6 +443,11 @@ class KvPicker:
         if booking is None:
             return
         entry, model = booking.entry, booking.entry.model
+        if booking.half:
+            entry.outcome["prefill_s"] = round(self._clock() - booking.picked_at, 6)
+            if event.cached_tokens >= 0:
+                entry.outcome["prefill_cached_tokens"] = event.cached_tokens
+            return
         if self._gate is not None and booking.admitted is not None:
             used = (event.prompt_tokens, event.completion_tokens)
             if min(used) >= 0:
@@ -436,7 +481,8 @@ class KvPicker:
         for key, booking in list(self._bookings.items()):
             if booking.worker is worker and not booking.open and key not in worker.load.accepted:
                 del self._bookings[key]
-                self._ended(booking.entry)
+                if not booking.half:
+                    self._ended(booking.entry)
 
     # --- the proxy's access log
 
@@ -551,7 +597,7 @@ class KvPicker:
         serving: list[Worker],
         tokens: npt.NDArray[np.uint32] | None,
         now: float,
-    ) -> Decision:
+    ) -> Pairing:
         pool = self._pool
         extras = block_extras(cache_salt=parsed.cache_salt)
         sizes = [w.block_size for w in serving if w.block_size]
@@ -569,22 +615,40 @@ class KvPicker:
         if request.subset is not None:
             found = within(request.subset, found)
         turn, self._turn = self._turn, self._turn + 1
-        if self._scheduler is None:
-            exact = tokens is not None
-            return choose(size, found, self._policy, self._rng, turn=turn, tokens_exact=exact)
-        ask = Ask(
-            parsed.model,
-            size,
-            now,
-            pool.workers,
-            request.head.headers,
-            tokens,
-            lambda: prompt_bytes(parsed, request.body or b""),
-            extras,
+        scheduler, ask = self._scheduler, None
+        if scheduler is not None:
+            ask = Ask(
+                parsed.model,
+                size,
+                now,
+                pool.workers,
+                request.head.headers,
+                tokens,
+                lambda: prompt_bytes(parsed, request.body or b""),
+                extras,
+            )
+
+        def rank(among: Sequence[Candidate], peer: Candidate | None) -> Decision:
+            if scheduler is None or ask is None:
+                exact = tokens is not None
+                return choose(size, among, self._policy, self._rng, turn=turn, tokens_exact=exact)
+            ask.peer = None if peer is None else pool.workers[peer.name]
+            profile = PREFILL if peer is not None and PREFILL in scheduler.profiles else ""
+            return scheduler.decide(ask, among, self._rng, turn=turn, profile=profile)
+
+        pairing = pair(
+            found,
+            rank,
+            self._disagg,
+            self._rng,
+            splittable=parsed.splittable,
+            can_sign=self._secret is not None,
         )
-        decision = self._scheduler.decide(ask, found, self._rng, turn=turn)
-        self._scheduler.picked(ask, decision)
-        return decision
+        if scheduler is not None and ask is not None and pairing.split is not Split.REFUSED:
+            scheduler.picked(ask, pairing.decode)
+            if pairing.prefill is not None and pairing.prefillers:
+                scheduler.picked(ask, pairing.prefill)
+        return pairing
 
     def _why_approximate(self, decision: Decision) -> str:
         vague = [s.candidate.name for s in decision.ranked if not s.candidate.exact]
@@ -599,21 +663,29 @@ class KvPicker:
         parsed: ParsedRequest,
         named: str,
         body: bytes,
-        decision: Decision,
+        pairing: Pairing,
         entry: Entry,
         admitted: Admitted | None,
     ) -> Route:
+        decision = pairing.decode
         assert decision.chosen is not None
-        chosen = decision.chosen.candidate
-        worker = self._pool.workers[chosen.name]
+        worker, cached = self._cached(decision.chosen, decision.size)
         prompt = decision.size.prompt_tokens
-        cached = min(chosen.overlap_blocks * max(1, worker.block_size), prompt)
         key = f"{self._replica}-{self._turn}"
         now = self._clock()
+        prefill: Booking | None = None
+        grant: tuple[tuple[str, str], ...] = ()
+        if pairing.split is Split.PREFILL_DECODE and pairing.prefill is not None:
+            prefill, grant = self._book_prefill(
+                key, cached, parsed.kind, pairing.prefill, entry, now
+            )
+            cached = prompt  # this worker has nothing of it to compute
         worker.load.book(key, prompt, cached, now)
         if entry.prompt_tokens >= 0:
             entry.predicted_cached_tokens = cached
-        booking = Booking(key, parsed.kind, worker, entry, now, prompt, admitted=admitted)
+        booking = Booking(
+            key, parsed.kind, worker, entry, now, prompt, admitted=admitted, prefill=prefill
+        )
         if self._circuits is not None:
             self._circuits.picked(worker, now)
         self._bookings[key] = booking
@@ -631,15 +703,47 @@ class KvPicker:
             changed = replace_model(body if changed is None else changed, parsed.model)
         return Route(
             endpoints=decision.endpoints[: decision.limit or 1 + self._fallbacks],
-            set_headers=((BOOKING_HEADER, f"{key};tokens={prompt};cached={cached}"),),
+            set_headers=((BOOKING_HEADER, f"{key};tokens={prompt};cached={cached}"), *grant),
             body=changed,
             restore_model=(parsed.model, named) if rewritten else None,
-            routing=decision.routing(),
+            routing=pairing.routing(),
             booking=booking,
         )
 
-    def _count(self, entry: Entry, decision: Decision, seconds: float) -> None:
-        stage_ms = self._metrics.stage_ms
+    def _cached(self, scored: Scored, size: RequestSize) -> tuple[Worker, int]:
+        """The worker and the prompt tokens that it caches."""
+        worker = self._pool.workers[scored.candidate.name]
+        tokens = scored.candidate.overlap_blocks * max(1, worker.block_size)
+        return worker, min(tokens, size.prompt_tokens)
+
+    def _book_prefill(
+        self, key: str, local: int, kind: Kind, prefill: Decision, entry: Entry, now: float
+    ) -> tuple[Booking, tuple[tuple[str, str], ...]]:
+        """Book the prefill worker; also, the headers that let the decode worker ask it.
+
+        ``local`` are the prompt tokens that the decode worker itself caches.
+        """
+        assert self._secret is not None
+        size = prefill.size
+        workers = [self._cached(scored, size) for scored in prefill.ranked[:PREFILLERS]]
+        grant = Grant(
+            prefillers=tuple(worker.hostport for worker, _ in workers),
+            booking=key,
+            expires=int(self._wall()) + GRANT_S,
+            enforce=self._disagg.enforce,
+            local_tokens=local,
+            cached_tokens=tuple(cached for _, cached in workers),
+        )
+        worker, cached = workers[0]
+        booking = Booking(
+            key + PREFILL_BOOKING, kind, worker, entry, now, size.prompt_tokens, half=True
+        )
+        worker.load.book(booking.key, size.prompt_tokens, cached, now)
+        self._bookings[booking.key] = booking
+        return booking, grant.headers(self._secret)
+
+    def _count(self, entry: Entry, pairing: Pairing, seconds: float) -> None:
+        decision, stage_ms = pairing.decode, self._metrics.stage_ms
         stage_ms["tokenize"].observe(entry.stages_ms["tokenize"])
         stage_ms["total"].observe(seconds * 1e3)
         self._metrics.schedule.observe(entry.stages_ms["choose"] / 1e3)
@@ -647,8 +751,9 @@ class KvPicker:
         metrics.decision(decision.how, decision.mode).inc()
         if entry.prompt_tokens >= 0:
             metrics.input_tokens.observe(entry.prompt_tokens)
-            if decision.chosen is not None and decision.size.blocks:
-                overlap = decision.chosen.candidate.overlap_blocks
+            computes = pairing.prefill if pairing.prefillers else decision
+            if computes is not None and computes.chosen is not None and decision.size.blocks:
+                overlap = computes.chosen.candidate.overlap_blocks
                 metrics.hit_rate.observe(overlap / decision.size.blocks)
 
     # --- refusals
@@ -688,6 +793,17 @@ class KvPicker:
             rejection.reason,
             code=rejection.reason.replace("-", "_"),
             retry_after_s=rejection.retry_after_s,
+        )
+
+    def _refuse_unsplit(self, model: str, pairing: Pairing) -> Refusal:
+        reason = "no prefill worker can take requests at the moment"
+        if pairing.why is Why.NO_SECRET:
+            reason = "the picker has no secret to name prefill workers with"
+        return self._refuse(
+            503,
+            f"No prefill for {model}: {reason}, and this deployment allows no other way.",
+            "rejected-no-prefill-endpoints",
+            code="no_prefill_worker_available",
         )
 
     def _refuse(

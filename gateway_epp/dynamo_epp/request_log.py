@@ -20,6 +20,7 @@ TOLD = {
     "attempts": "attempts",
     "upstream": "upstream",
     "served_by": "served_by",
+    "prefilled_by": "prefilled_by",
     "cached_tokens": "cached_tokens",
     "completion_tokens": "completion_tokens",
     "first_token_s": "ttft_s",
@@ -54,6 +55,8 @@ def _decided(entry: Entry) -> dict[str, Any]:
         "reason": entry.reason,
         "worker": entry.worker,
     }
+    if entry.disagg is not None:
+        line |= {"disagg": entry.disagg.decision, "disagg_reason": entry.disagg.reason}
     if entry.tenant:
         line["tenant"] = entry.tenant
     if chosen is not None:

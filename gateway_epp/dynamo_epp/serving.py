@@ -55,6 +55,7 @@ from dynamo_epp.models import ModelRules
 from dynamo_epp.models.watch import follow_rules
 from dynamo_epp.picker import KvPicker
 from dynamo_epp.pool_metrics import PoolMetrics
+from dynamo_epp.scheduling.disagg import DisaggPolicy
 from dynamo_epp.server import AccessEntry
 from dynamo_epp.status_routes import add_status_routes
 from dynamo_epp.tokenization import Tokenization
@@ -108,6 +109,10 @@ class PickerSettings:
     """Route what can't be understood by load, instead of refusing it."""
     fallbacks: int = 3
     """Endpoints named behind the first one, for the proxy to retry on."""
+    disagg: DisaggPolicy = field(default_factory=DisaggPolicy)
+    """For graphs whose workers are split into prefill and decode."""
+    secret: bytes | None = field(default=None, repr=False)
+    """The graph's secret, which signs what decode workers may ask of prefill workers."""
     journal: int = 2000
     """Decisions kept for `dynamo explain`."""
     access_log: bool = False
@@ -327,6 +332,8 @@ class ServingKvPicker:
             gate=self._gate,
             circuits=self._circuits,
             scheduler=settings.config.scheduler if settings.config else None,
+            disagg=settings.disagg,
+            secret=settings.secret,
         )
         for note in settings.config.notes if settings.config else ():
             log.info("configuration: %s", note)

@@ -67,6 +67,8 @@ class Candidate(msgspec.Struct, frozen=True, array_like=True):
     kv_usage: float = 0.0  # share of its cache in use, 0..1
     figures_age: float = math.inf  # seconds since those three were true; infinite: never told
     sent_since: float = 0.0  # requests in hand beyond those of that time
+    role: str = "worker"  # "worker", "prefill" or "decode"
+    generation: str = ""  # worker hash; prefill and decode pair within one only
 
     @property
     def figures_known(self) -> bool:

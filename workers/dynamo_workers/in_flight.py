@@ -7,6 +7,7 @@ can use. Nothing here does I/O or reads a clock.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,8 @@ class Flights:
         self._engine_first_tokens = 0.0  # the engine's own count when it was last asked
         self._seen_first_tokens = 0  # first tokens we know of since then
         self.finished = 0
+        self.remote_prefills: Counter[str] = Counter()  # outcome -> requests
+        self.prefiller_failures = 0  # prefill workers asked in vain
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -80,6 +83,10 @@ class Flights:
             case ["t", int(source), int(dropped), dict(progress)]:
                 self._dropped[source] = dropped
                 return self._progress(source, progress)
+            case ["p", int(_), str(outcome), int(failures)]:
+                self.remote_prefills[outcome] += 1
+                self.prefiller_failures += failures
+                return []
         raise ValueError(f"unknown report from the engine: {report!r:.200}")
 
     def _first_token(self, booking: str) -> list[RequestEvent]:

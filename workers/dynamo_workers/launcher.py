@@ -390,6 +390,11 @@ class Launcher:
         metrics.prefill_tokens.set(flights.prefill_tokens)
         metrics.decode_blocks.set(decode_blocks)
         metrics.reports_dropped.set(flights.dropped_reports)
+        for outcome, count in flights.remote_prefills.items():
+            metrics.remote_prefills.labels(outcome).inc(count)
+        metrics.prefiller_failures.inc(flights.prefiller_failures)
+        flights.remote_prefills.clear()
+        flights.prefiller_failures = 0
         metrics.blocks_cached.set(self._publisher.session.cached_blocks)
         usage = figures.cache_usage if figures else 0.0
         return Load(

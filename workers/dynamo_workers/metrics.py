@@ -40,5 +40,16 @@ class WorkerMetrics:
         self.reports_dropped = gauge(
             "engine_reports_dropped", "Reports that the middleware in the engine could not send"
         )
+        self.remote_prefills = Counter(
+            "dynamo_worker_remote_prefills",
+            "Requests that came with prefill workers to ask: remote, local (none could), refused "
+            "(none could, and nothing else was allowed), rejected (the request itself was wrong), "
+            "invalid-grant (asking was not validly allowed).",
+            ("outcome",),
+            registry=registry,
+        )
+        self.prefiller_failures = counter(
+            "prefiller_failures", "Prefill workers that were asked in vain"
+        )
         self.orphans = counter("orphans_reaped", "Processes the engine left behind")
         self.exact = gauge("exact_events", "1 while every cached block is known by its key")

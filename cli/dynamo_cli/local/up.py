@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -92,9 +93,18 @@ def read_graph(file: Path) -> Graph:
     return Graph(
         name=graph.metadata.name or file.stem,
         namespace=graph.metadata.namespace or platform.namespace,
-        manifests=(*beside, *rendered.manifests),
+        manifests=(*map(_with_content, rendered.manifests), *beside),
         notes=tuple(str(note) for note in rendered.notes),
     )
+
+
+def _with_content(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A Secret is rendered empty: here, as the operator does it, a new run makes its content."""
+    if manifest["kind"] != "Secret":
+        return manifest
+    from dynamo_operator.render.names import PAIRING_SECRET_KEY
+
+    return {**manifest, "stringData": {PAIRING_SECRET_KEY: secrets.token_hex(32)}}
 
 
 def run_up(options: Options) -> int:

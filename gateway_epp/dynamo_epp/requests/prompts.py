@@ -88,6 +88,24 @@ class ParsedRequest:
     body_bytes: int = 0
 
     @property
+    def splittable(self) -> bool:
+        """Whether one engine can compute the prompt and another one the answer.
+
+        That takes one prompt, one answer, and an API that knows transfer parameters (vLLM's chat
+        and completions).
+        """
+        if self.kind not in (Kind.CHAT, Kind.COMPLETION) or self.n != 1:
+            return False
+        match self.prompt:
+            case None:
+                return self.kind is Kind.CHAT
+            case TextPrompts(texts=texts):
+                return len(texts) == 1
+            case TokenPrompts(prompts=prompts):
+                return len(prompts) == 1
+        return True
+
+    @property
     def lora(self) -> str:
         """The adapter that the request runs under, if its model is one: vLLM has one name space."""
         return self.model

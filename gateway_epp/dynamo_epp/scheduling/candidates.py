@@ -12,7 +12,7 @@ from dynamo_kv_router.index import BlockIndex
 from dynamo_kv_router.keys import block_keys, model_seed
 
 from dynamo_epp.endpoints.worker import Worker
-from dynamo_epp.scheduling.filters.eligibility import RULES, Rule, reason_to_drop
+from dynamo_epp.scheduling.filters.eligibility import reason_to_drop
 
 Chain = tuple[str, str, int]
 """(base model, LoRA adapter or "", tokens a block): see ``Worker.chain``."""
@@ -40,7 +40,6 @@ def candidates(
     matched: Mapping[Chain, Mapping[int, int]],
     index: BlockIndex,
     now: float,
-    rules: tuple[Rule, ...] = RULES,
 ) -> list[Candidate]:
     """One candidate for each worker, in the pool's order; those that can't be chosen say why."""
     result = []
@@ -58,7 +57,7 @@ def candidates(
                 requests,
                 index.blocks(worker.slot),
                 worker.live and worker.exact,
-                reason_to_drop(worker, model, rules),
+                reason_to_drop(worker, model),
                 worker.live and worker.tracked,
                 load.confirms,
                 figures.waiting,
@@ -66,6 +65,8 @@ def candidates(
                 figures.cache_usage,
                 math.inf if load.observed_at is None else now - load.observed_at,
                 max(0.0, requests - load.in_hand_then),
+                worker.endpoint.role,
+                worker.endpoint.generation,
             )
         )
     return result

@@ -24,6 +24,7 @@ from dynamo_operator.render import (
     monitors,
     names,
     networkpolicies,
+    pairing,
     pods,
     serviceaccounts,
     services,
@@ -128,7 +129,7 @@ def render_with_notes(
         unrendered.note_component(component, noted)
         parts.append(pods.part(component, whole, noted))
 
-    unrendered.note_pairing([part.role for part in parts], noted)
+    pairing.give_secret(parts, whole)
     worker_hash = kept.worker_hash if kept is not None else deployments.worker_hash(parts)
     generation = worker_hash if deployments.generations_apart(parts) else ""
     workloads: list[Manifest] = []
@@ -169,6 +170,7 @@ def render_with_notes(
     manifests += [serviceaccounts.account(part, whole) for part in parts]
     for part in parts:
         manifests += serviceaccounts.role(part, whole, parts, noted)
+    manifests.append(pairing.secret(parts, whole))
     manifests += [configmaps.picker_config(part, whole) for part in parts]
     manifests += claims.claims(said, whole)
     manifests += [services.service(part, whole, noted) for part in parts]

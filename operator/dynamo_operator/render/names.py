@@ -62,6 +62,9 @@ POD_MONITOR = "monitoring.coreos.com/PodMonitor"
 OPTIONAL_KINDS = frozenset({LEADER_WORKER_SET, INFERENCE_POOL, HTTP_ROUTE, POD_MONITOR})
 """Kinds that not every API server serves, as `group/Kind`."""
 
+PAIRING_SECRET_KEY = "secret"
+"""Key in the Secret that prefill, decode and pickers share."""
+
 LABEL_LIMIT = 63
 HASH_LENGTH = 8
 NAME_LIMIT = LABEL_LIMIT - HASH_LENGTH - 1
@@ -78,6 +81,11 @@ def bounded(name: str, limit: int = LABEL_LIMIT) -> str:
 def object_name(graph: str, component: str) -> str:
     """Name of a component's objects: `<graph>-<component lower>`, dots as hyphens, ≤ 54 chars."""
     return bounded(f"{graph}-{component}".lower().replace(".", "-"), NAME_LIMIT)
+
+
+def pairing_secret(graph: str) -> str:
+    """Name of the Secret that a graph's pickers, prefill and decode workers share."""
+    return object_name(graph, "prefill-decode")
 
 
 def group_name(graph: str, component: str, generation: str) -> str:

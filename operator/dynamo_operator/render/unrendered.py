@@ -1,14 +1,10 @@
 """Fields that are accepted but not rendered: each gives a note, so that nothing is silent."""
 
-from collections.abc import Sequence
-
 from dynamo_crds import v1alpha1
 from dynamo_crds.v1beta1 import Component, GraphSpec
 
 from dynamo_operator.render import notes
 from dynamo_operator.render.notes import Notes
-
-PAIRING = "PrefillDecodeAggregated"
 
 
 def note_graph(spec: GraphSpec, noted: Notes) -> None:
@@ -59,17 +55,6 @@ def note_component(component: Component, noted: Notes) -> None:
         for role in (multinode.leader, multinode.worker)
     ):
         say("MultinodeProviderOverride", "multinode: providerOverride has no provider to go to")
-
-
-def note_pairing(roles: Sequence[str], noted: Notes) -> None:
-    """Roles of all components: prefill workers run, and nobody sends them requests yet."""
-    if "prefill" in roles:
-        noted.add(
-            "",
-            PAIRING,
-            "the picker does not pair prefill with decode workers: prefill workers run idle, "
-            "decode workers do both phases",
-        )
 
 
 def note_multinode(component: Component, noted: Notes) -> None:

@@ -21,6 +21,10 @@ Reports are msgpack arrays, the first element names the kind, the second is this
     ["f", pid, booking]                                            first token on its way
     ["d", pid, booking, prompt, cached, completion, status]        done (-1: not reported)
     ["t", pid, dropped_reports, {booking: chunks_sent}]            progress of all in flight
+    ["p", pid, outcome, failures]                                  asked for a remote prefill
+
+The last one is said by `dynamo_engine_prefill.py`, which finds a request's ``Flight`` in the ASGI
+scope.
 """
 
 from __future__ import annotations
@@ -43,6 +47,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 SOCKET_VARIABLE = "DYN_ENGINE_REPORT_SOCKET"
 BOOKING_HEADER = b"x-dynamo-booking"
+FLIGHT = "dynamo.flight"  # key in the ASGI scope
 LONGEST_BOOKING = 200  # bytes; ours are about 40
 
 # Routes that make the engine compute. Everything else (probes, metrics, tokenize) is not load.
@@ -169,11 +174,17 @@ class Reports:
         if not name or name in self._in_flight:
             # A booking names one request. A second one under the same name must not end the first.
             name = f"direct-{self._pid}-{next(self._direct)}"
-        flight = self._in_flight[name] = Flight(self, name)
-        self._push("a", self._pid, name, tokens, cached)
+        flight = self._in_flight[name] = Flight(self, name, tokens)
+        self.computes(flight, cached)
         if self._ticking is None:
             self._ticking = asyncio.get_running_loop().call_later(TICK_SECONDS, self._tick)
         return flight
+
+    def computes(self, flight: Flight, cached: int) -> None:
+        self._push("a", self._pid, flight.booking, flight.tokens, cached)
+
+    def prefilled(self, outcome: str, failures: int) -> None:
+        self._push("p", self._pid, outcome, failures)
 
     def first_token(self, flight: Flight) -> None:
         self._push("f", self._pid, flight.booking)
@@ -200,17 +211,36 @@ class Reports:
 class Flight:
     """One request in flight. Watches the response messages, which it passes on unchanged."""
 
-    __slots__ = ("_first", "_reports", "_sse", "_tail", "booking", "chunks", "ended", "status")
+    __slots__ = (
+        "_first",
+        "_reports",
+        "_sse",
+        "_tail",
+        "booking",
+        "chunks",
+        "ended",
+        "status",
+        "tokens",
+    )
 
-    def __init__(self, reports: Reports, booking: str) -> None:
+    def __init__(self, reports: Reports, booking: str, tokens: int) -> None:
         self._reports = reports
         self.booking = booking
+        self.tokens = tokens  # of the prompt, as the picker counted; -1: not known
         self.chunks = 0  # body messages of a stream: at least a token each
         self.status = 0  # 0 until the response starts
         self.ended = False
         self._sse = False
         self._first = False
         self._tail = b""  # last TAIL_BYTES of the body: usage stands there
+
+    def computes(self, cached: int) -> None:
+        """The engine has to compute all but ``cached`` tokens, unlike what the booking said."""
+        self._reports.computes(self, cached)
+
+    def prefilled(self, outcome: str, failures: int) -> None:
+        """How asking prefill workers went: see `dynamo_engine_prefill`."""
+        self._reports.prefilled(outcome, failures)
 
     def watch(self, message: Message) -> None:
         if self.ended:
@@ -289,7 +319,7 @@ class EngineLoad:
             flight.watch(message)
 
         try:
-            await self.app(scope, watched_receive, watched_send)
+            await self.app({**scope, FLIGHT: flight}, watched_receive, watched_send)
         except Exception:
             # Once a response has begun, the usual exception is the client's disconnect.
             flight.end(LEFT_EARLY if flight.status else FAILED)

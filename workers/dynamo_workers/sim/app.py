@@ -83,7 +83,10 @@ class Api:
         self._settings = settings
         self._kv_events = kv_events
         self._collector = metrics.EngineCollector(
-            settings.names[0], engine.scheduler, engine.metrics
+            settings.names[0],
+            engine.scheduler,
+            engine.metrics,
+            engine.connector.counts if engine.connector is not None else None,
         )
         self._vocabulary = renderer.tokenizer.get_vocab_size()
         self._in_flight = 0
@@ -117,7 +120,7 @@ class Api:
     def _lifespan(self) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
         @asynccontextmanager
         async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-            self._engine.start()
+            await self._engine.start()
             try:
                 yield
             finally:
@@ -224,9 +227,9 @@ class Api:
         prompt = await self._encode(
             self._renderer.render(body), special=boolean(body, "add_special_tokens")
         )
-        generation = Generation.start(self._engine, self._book, [prompt], parameters)
-        shape = completions.Chat(self._envelope(request, body, "chatcmpl", model), parameters)
-        return self._answer(generation, shape, parameters)
+        envelope = self._envelope(request, body, "chatcmpl", model)
+        generation = await self._start([prompt], parameters, body, envelope.id)
+        return self._answer(generation, completions.Chat(envelope, parameters), parameters)
 
     async def _completions(self, request: Request, body: dict[str, Any]) -> ASGIApp:
         model = self._check_model(body)
@@ -237,9 +240,10 @@ class Api:
         echo = boolean(body, "echo")
         if echo and parameters.stream:
             raise RequestError("The simulated engine does not stream an echo.", param="echo")
-        generation = Generation.start(self._engine, self._book, prompts, parameters)
+        envelope = self._envelope(request, body, "cmpl", model)
+        generation = await self._start(prompts, parameters, body, envelope.id)
         shape = completions.Text(
-            self._envelope(request, body, "cmpl", model),
+            envelope,
             parameters,
             [self._renderer.decode(prompt, skip_special=True) for prompt in prompts]
             if echo
@@ -303,6 +307,32 @@ class Api:
         return _Watched(self, generation, _Whole(lambda: answer))
 
     # --- shared ---------------------------------------------------------------------------------
+
+    async def _start(
+        self,
+        prompts: list[list[int]],
+        parameters: Parameters,
+        body: dict[str, Any],
+        request_id: str,
+    ) -> Generation:
+        """Queues a generation, its prompt's KV from or for another engine if the body says so."""
+        params = body.get("kv_transfer_params")
+        connector = self._engine.connector
+        external, keep_as = 0, ""
+        if params is not None and not isinstance(params, dict):
+            raise RequestError("kv_transfer_params must be an object.", param="kv_transfer_params")
+        if params and connector is not None:
+            if len(prompts) != 1 or parameters.n != 1:
+                raise RequestError(
+                    "A KV transfer takes one prompt and one answer.", param="kv_transfer_params"
+                )
+            if boolean(params, "do_remote_prefill"):
+                external = await connector.fetch(params, prompts[0])
+            if boolean(params, "do_remote_decode"):
+                keep_as = request_id
+        return Generation.start(
+            self._engine, self._book, prompts, parameters, external=external, keep_as=keep_as
+        )
 
     def _answer(
         self, generation: Generation, shape: completions.Shape, parameters: Parameters

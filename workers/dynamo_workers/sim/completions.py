@@ -145,7 +145,7 @@ class Chat(_Base):
             "prompt_token_ids": generation.sequences[0].prompt
             if self._parameters.return_token_ids
             else None,
-            "kv_transfer_params": None,
+            "kv_transfer_params": generation.transfer_params,
         }
 
     def begin(self, generation: Generation) -> list[bytes]:
@@ -212,7 +212,7 @@ class Text(_Base):
             "choices": choices,
             **self._tail(),
             "usage": usage(generation, self._envelope, streamed=False),
-            "kv_transfer_params": None,
+            "kv_transfer_params": generation.transfer_params,
         }
 
     def begin(self, generation: Generation) -> list[bytes]:

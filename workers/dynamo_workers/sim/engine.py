@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dynamo_workers.sim.events import EventPublisher
 from dynamo_workers.sim.metrics import Metrics, RequestTimes
 from dynamo_workers.sim.scheduler import Scheduler, Sequence
+from dynamo_workers.sim.transfer import Connector
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +32,13 @@ class Engine:
         scheduler: Scheduler,
         *,
         publisher: EventPublisher | None = None,
+        connector: Connector | None = None,
         speed: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.scheduler = scheduler
         self.metrics = Metrics(scheduler.limits.max_model_len)
+        self.connector = connector
         self._publisher = publisher
         self._speed = speed
         self._clock = clock
@@ -43,7 +46,10 @@ class Engine:
         self._task: asyncio.Task[None] | None = None
         self._steady_since = -1.0  # when the previous step ended: most tokens' predecessor
 
-    def start(self) -> None:
+    async def start(self) -> None:
+        """Raises OSError where an address is taken."""
+        if self.connector is not None:
+            await self.connector.start()
         if self._publisher is not None:
             self._publisher.start()
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -54,6 +60,8 @@ class Engine:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        if self.connector is not None:
+            await self.connector.stop()
         if self._publisher is not None:
             self._publisher.close()
 
@@ -93,6 +101,8 @@ class Engine:
             if events and self._publisher is not None:
                 self._publisher.publish(events, time.time())
             for sequence in progressed:
+                if sequence.finished and sequence.keep_as and self.connector is not None:
+                    sequence.transfer_params = self.connector.hold(sequence)
                 if sequence.on_progress is not None:
                     sequence.on_progress()
 
@@ -108,7 +118,10 @@ class Engine:
                     metrics.inter_token.observe(now - sequence.previous_token_at)
             else:
                 metrics.record_first_token(
-                    len(sequence.prompt), sequence.cached_tokens, now - sequence.arrived_at
+                    len(sequence.prompt),
+                    sequence.cached_tokens,
+                    sequence.external_tokens,
+                    now - sequence.arrived_at,
                 )
             if sequence.finished:
                 self._record_finished(sequence, now)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence as Seq
+from typing import Any
 
 from dynamo_workers.sim.answers import Answer, AnswerBook
 from dynamo_workers.sim.engine import Engine
@@ -27,8 +28,15 @@ class Generation:
         book: AnswerBook,
         prompts: Seq[list[int]],
         parameters: Parameters,
+        *,
+        external: int = 0,
+        keep_as: str = "",
     ) -> "Generation":
-        """Checks the lengths and queues everything; RequestError if something does not fit."""
+        """Checks the lengths and queues everything; RequestError if something does not fit.
+
+        `external` tokens of the (only) prompt come from another engine; under `keep_as` another
+        engine may fetch its blocks.
+        """
         longest = engine.scheduler.limits.max_model_len
         given = parameters.max_tokens
         if given is not None and given > longest:
@@ -62,6 +70,8 @@ class Generation:
                         finish_reason=answer.finish_reason,
                         max_tokens=limit,
                         salt=parameters.salt,
+                        external=external,
+                        keep_as=keep_as,
                     )
                 )
         engine.metrics.answers.observe(parameters.n, len(prompts))
@@ -91,6 +101,11 @@ class Generation:
     @property
     def produced(self) -> int:
         return sum(sequence.produced for sequence in self.sequences)
+
+    @property
+    def transfer_params(self) -> dict[str, Any] | None:
+        """What leads another engine to the blocks of an ended generation, if they are kept."""
+        return self.sequences[0].transfer_params
 
     @property
     def cached_tokens(self) -> int:

@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from dynamo_workers.sim import scheduler as model
+from dynamo_workers.sim import transfer
 
 Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 
@@ -95,6 +96,7 @@ class Metrics:
     max_model_len: int
     prompt_tokens: int = 0
     cached_prompt_tokens: int = 0
+    external_prompt_tokens: int = 0
     generation_tokens: int = 0
     finished: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FINISH_REASONS, 0))
     first_token: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN))
@@ -120,10 +122,13 @@ class Metrics:
         self.request_max_tokens = Histogram(bounds)
         self.request_prefill_computed = Histogram(bounds)
 
-    def record_first_token(self, prompt_tokens: int, cached_tokens: int, seconds: float) -> None:
+    def record_first_token(
+        self, prompt_tokens: int, cached_tokens: int, external_tokens: int, seconds: float
+    ) -> None:
         """A prompt is computed, `seconds` after its request arrived."""
         self.prompt_tokens += prompt_tokens
         self.cached_prompt_tokens += cached_tokens
+        self.external_prompt_tokens += external_tokens
         self.first_token.observe(seconds)
 
     def record_finished(self, times: RequestTimes) -> None:
@@ -146,8 +151,15 @@ class Metrics:
 class EngineCollector(Collector):
     """Turns the state of one engine into samples, on each scrape."""
 
-    def __init__(self, name: str, scheduler: model.Scheduler, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        name: str,
+        scheduler: model.Scheduler,
+        metrics: Metrics,
+        transfers: transfer.Counts | None = None,
+    ) -> None:
         self._labels = {"engine": "0", "model_name": name}
+        self._transfers = transfers
         self._scheduler = scheduler
         self._metrics = metrics
 
@@ -177,10 +189,14 @@ class EngineCollector(Collector):
         )
         yield self._counter("prefix_cache_hits", "Tokens found in the prefix cache.", s.prefix_hits)
         yield self._counter(
-            "external_prefix_cache_queries", "Tokens looked up in other engines' caches.", 0
+            "external_prefix_cache_queries",
+            "Tokens looked up in other engines' caches.",
+            m.external_prompt_tokens,
         )
         yield self._counter(
-            "external_prefix_cache_hits", "Tokens found in other engines' caches.", 0
+            "external_prefix_cache_hits",
+            "Tokens found in other engines' caches.",
+            m.external_prompt_tokens,
         )
         yield self._counter("num_preemptions", "Preemptions.", s.preemptions)
         yield self._counter("prompt_tokens", "Prompt tokens of computed prompts.", m.prompt_tokens)
@@ -194,11 +210,22 @@ class EngineCollector(Collector):
             dict(
                 zip(
                     SOURCES,
-                    (m.prompt_tokens - m.cached_prompt_tokens, m.cached_prompt_tokens, 0),
+                    (
+                        m.prompt_tokens - m.cached_prompt_tokens - m.external_prompt_tokens,
+                        m.cached_prompt_tokens,
+                        m.external_prompt_tokens,
+                    ),
                     strict=True,
                 )
             ),
         )
+        if (transfers := self._transfers) is not None:
+            yield self._counter(
+                "nixl_num_failed_transfers", "KV transfers that failed.", transfers.failed
+            )
+            yield self._counter(
+                "nixl_num_kv_expired_reqs", "Leases of KV blocks that ended.", transfers.expired
+            )
         yield self._counter("generation_tokens", "Tokens produced.", m.generation_tokens)
         yield self._counters(
             "request_success", "Requests that ended, by reason.", "finished_reason", m.finished

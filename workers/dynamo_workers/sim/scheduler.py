@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 from dynamo_runtime.timing_profile import TimingProfile
 
@@ -67,12 +68,18 @@ class Sequence:
     max_tokens: int = 0
     """The limit that the client set, for the metrics."""
     salt: str | None = None
+    external: int = 0
+    """Leading prompt tokens whose KV another engine gives."""
+    keep_as: str = ""
+    """The request's id, where its blocks are to stay when it ends: see `release_kept`."""
     on_progress: Callable[[], None] | None = None
     """Called by the driver after a step in which this sequence got a token or ended."""
 
     produced: int = 0
     computed: int = 0  # tokens whose KV is in the blocks
     cached_tokens: int = -1  # found in the cache when first admitted; -1 before that
+    external_tokens: int = 0  # beyond those, taken from another engine
+    transfer_params: dict[str, Any] | None = None  # what leads another engine to its blocks
     preemptions: int = 0
     finished: bool = False
     aborted: bool = False
@@ -147,6 +154,10 @@ class Scheduler:
         else:
             self.waiting.remove(sequence)
 
+    def release_kept(self, sequence: Sequence) -> None:
+        """Frees the blocks of a sequence that ended with `keep_as`."""
+        self._release(sequence)
+
     def schedule(self, now: float) -> Step | None:
         """The next step, or None if nothing runs or waits."""
         budget = self.limits.max_num_batched_tokens
@@ -210,7 +221,8 @@ class Scheduler:
             sequence.previous_token_at, sequence.last_token_at = sequence.last_token_at, now
             if sequence.produced == len(sequence.answer):
                 sequence.finished = True
-                self._release(sequence)
+                if not sequence.keep_as:
+                    self._release(sequence)
             progressed.append(sequence)
         if any(sequence.finished for sequence in progressed):
             self.running = [sequence for sequence in self.running if not sequence.finished]
@@ -237,6 +249,11 @@ class Scheduler:
             if self.limits.prefix_caching:
                 self.prefix_queries += sequence.length
                 self.prefix_hits += sequence.computed
+            given = min(sequence.external, sequence.length - 1) - sequence.computed
+            if given > 0:
+                self._allocate(sequence, given)  # there is room: see above
+                sequence.computed += given
+                sequence.external_tokens = given
         count = min(sequence.length - sequence.computed, budget)
         self._allocate(sequence, count)
         return count

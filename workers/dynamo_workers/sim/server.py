@@ -25,6 +25,7 @@ from dynamo_workers.sim.chat import ModelFolderError, Renderer
 from dynamo_workers.sim.engine import Engine
 from dynamo_workers.sim.events import EventPublisher, KVEventsConfig
 from dynamo_workers.sim.scheduler import Limits, Scheduler
+from dynamo_workers.sim.transfer import Connector, TransferConfig
 from dynamo_workers.tiny import TOKENIZER_FOLDER
 
 log = logging.getLogger(__name__)
@@ -135,6 +136,11 @@ def parser() -> argparse.ArgumentParser:
         "--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True
     )
     cache.add_argument("--kv-events-config", metavar="JSON", help="KV events over ZMQ")
+    cache.add_argument(
+        "--kv-transfer-config",
+        metavar="JSON",
+        help="KV transfer between prefill and decode engines (NixlConnector, simulated)",
+    )
 
     own = flags.add_argument_group("simulation (not in vLLM)")
     own.add_argument(
@@ -186,6 +192,11 @@ def build(arguments: argparse.Namespace) -> Api:
             if arguments.kv_events_config is None
             else KVEventsConfig.parse(arguments.kv_events_config)
         )
+        transfer = (
+            None
+            if arguments.kv_transfer_config is None
+            else TransferConfig.parse(arguments.kv_transfer_config)
+        )
         profile = (
             timing_profile.DEFAULT
             if arguments.timing_profile is None
@@ -198,8 +209,12 @@ def build(arguments: argparse.Namespace) -> Api:
     except (ValueError, OSError, timing_profile.InvalidProfile, ModelFolderError) as error:
         raise SettingsError(str(error)) from error
     scheduler = Scheduler(limits, profile, none_hash(os.environ.get("PYTHONHASHSEED")))
+    connector = None
+    if transfer is not None:
+        host = os.environ.get("VLLM_NIXL_SIDE_CHANNEL_HOST") or "localhost"
+        connector = Connector(transfer, host, _side_channel_port(), scheduler)
     api = Api(
-        Engine(scheduler, publisher=publisher, speed=arguments.speed),
+        Engine(scheduler, publisher=publisher, connector=connector, speed=arguments.speed),
         renderer,
         book,
         Settings(
@@ -328,6 +343,15 @@ def _trained_length(folder: Path) -> int | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return length if isinstance(length, int) and length > 0 else None
+
+
+def _side_channel_port() -> int:
+    name = "VLLM_NIXL_SIDE_CHANNEL_PORT"
+    text = os.environ.get(name) or "5600"
+    try:
+        return _port(text)
+    except argparse.ArgumentTypeError as error:
+        raise SettingsError(f"{name}={text}: {error}") from None
 
 
 def _count(text: str) -> int:

@@ -22,16 +22,6 @@ def serves_model(worker: Worker, model: str) -> str:
     return "serves no model yet" if not worker.models else f"does not serve {model}"
 
 
-def takes_requests(worker: Worker, _: str) -> str:
-    """Prefill workers get their requests from decode workers, not from clients."""
-    return "prefill role" if worker.endpoint.role == "prefill" else ""
-
-
-def prefills(worker: Worker, _: str) -> str:
-    """The counterpart of ``takes_requests``: whom a decode worker may ask for a prefill."""
-    return "" if worker.endpoint.role == "prefill" else "no prefill role"
-
-
 def not_terminating(worker: Worker, _: str) -> str:
     return "terminating" if worker.endpoint.terminating else ""
 
@@ -51,21 +41,16 @@ def circuit_closed(worker: Worker, _: str) -> str:
 
 RULES: tuple[Rule, ...] = (
     serves_model,
-    takes_requests,
     not_terminating,
     not_draining,
     is_ready,
     circuit_closed,
 )
-PREFILL_RULES: tuple[Rule, ...] = tuple(
-    prefills if rule is takes_requests else rule for rule in RULES
-)
-"""For the second ranking of a request whose prefill runs elsewhere."""
 
 
-def reason_to_drop(worker: Worker, model: str, rules: tuple[Rule, ...] = RULES) -> str:
+def reason_to_drop(worker: Worker, model: str) -> str:
     """The first reason for which ``worker`` can't serve ``model`` at this moment, or ""."""
-    for rule in rules:
+    for rule in RULES:
         if reason := rule(worker, model):
             return reason
     return ""

@@ -15,11 +15,12 @@ def within(subset: Sequence[str], candidates: Iterable[Candidate]) -> list[Candi
 
     ``subset`` holds endpoints as ``ip:port``, or a bare ``ip`` (IPv6 with or without brackets) for
     all its ports; empty, nobody may be chosen. A candidate that was dropped keeps its reason.
+    Prefill workers are none of a gateway's destinations, and stay.
     """
     allowed = frozenset(subset)
     return [
         candidate
-        if candidate.dropped or _allows(allowed, candidate.endpoint)
+        if candidate.dropped or candidate.role == "prefill" or _allows(allowed, candidate.endpoint)
         else replace(candidate, dropped=OUTSIDE)
         for candidate in candidates
     ]
