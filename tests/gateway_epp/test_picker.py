@@ -30,6 +30,7 @@ from dynamo_epp.extproc import PickRequest, Refusal, RequestHead, Route
 from dynamo_epp.metrics import PickerMetrics
 from dynamo_epp.picker import LATE_S, KvPicker
 from dynamo_epp.requests import ChatPrompt, Kind, ParsedRequest
+from dynamo_epp.scheduling.disagg import DisaggPolicy
 from dynamo_epp.server import AccessEntry
 from dynamo_epp.tokenization import Encoded
 from dynamo_epp.tokenize import NotExact
@@ -38,6 +39,7 @@ from dynamo_kv_router.keys import block_keys, model_seed
 from dynamo_kv_router.stream.format import Load, WorkerInfo
 from dynamo_kv_router.stream.publisher import WorkerPublisher
 from dynamo_runtime.discovery import Endpoint
+from dynamo_runtime.prefill_grant import Grant
 from prometheus_client import CollectorRegistry
 
 BLOCK = 4
@@ -152,12 +154,26 @@ async def world(
     policy: Policy | None = None,
     flow_control: FlowControlSettings | None = None,
     config: str = "",
+    *,
+    roles: str = "",
+    disagg: DisaggPolicy | None = None,
+    secret: bytes | None = None,
 ) -> AsyncIterator[World]:
+    """``roles`` has a letter for each worker that prefills (p) or decodes (d)."""
+    workers = len(roles) or workers
+    names = {"p": "prefill", "d": "decode"}
     publishers = [WorkerPublisher("tcp://127.0.0.1:0", info(f"w-{n}")) for n in range(workers)]
     for publisher in publishers:
         await publisher.start()
     endpoints = [
-        Endpoint(f"w-{n}", f"127.0.0.{n + 2}", 8000, ready=True, stream_port=publisher.port)
+        Endpoint(
+            f"w-{n}",
+            f"127.0.0.{n + 2}",
+            8000,
+            role=names[roles[n]] if roles else "worker",
+            ready=True,
+            stream_port=publisher.port,
+        )
         for n, publisher in enumerate(publishers)
     ]
     source, tokens, journal = Snapshots(), WordTokens(), Journal(capacity=100)
@@ -192,6 +208,8 @@ async def world(
         circuits=Circuits(BreakerSettings(), pool.workers.values, random.Random(0)),
         gate=gate,
         scheduler=given.scheduler if given else None,
+        disagg=disagg,
+        secret=secret,
     )
     await pool.start()
     source.queue.put_nowait(tuple(endpoints))
@@ -677,3 +695,122 @@ def access(request_id: str, **fields: object) -> AccessEntry:
         "routing": "",
     }
     return AccessEntry(**{**values, **fields})  # type: ignore[arg-type]
+
+
+# --- prefill and decode apart
+
+SECRET = b"0123456789abcdef"
+
+
+async def test_a_request_is_given_a_decode_worker_and_prefill_workers_under_a_signature() -> None:
+    async with world(roles="ppd", secret=SECRET) as w:
+        w.publishers[1].store(keys(range(8)))
+        await w.until(lambda: w.pool.index.blocks(1) == 2)
+        route = await w.ask(range(12))
+        assert route.endpoints == ("127.0.0.4:8000",)
+        assert route.routing == "exact;overlap=0/3;mode=kv;disagg=prefill-decode;prefill=2/3"
+        headers = dict(route.set_headers)
+        assert headers["x-dynamo-booking"] == "p-1;tokens=12;cached=12"
+        assert headers["x-prefiller-host-port"] == "127.0.0.3:8000,127.0.0.2:8000"
+        grant = Grant(
+            ("127.0.0.3:8000", "127.0.0.2:8000"), "p-1", 1060, False, 0, cached_tokens=(8, 0)
+        )
+        assert headers.items() >= dict(grant.headers(SECRET)).items()
+        loads = [w.worker(n).load for n in range(3)]
+        assert [load.active_prefill_tokens(0) for load in loads] == [0, 4, 0]
+        assert [load.active_decode_blocks() for load in loads] == [0, 3, 3]
+        entry = w.journal.get("r")
+        assert entry is not None
+        told = entry.to_json()["disagg"]
+        assert (told["decision"], told["reason"]) == ("prefill-decode", "")
+        assert [c["name"] for c in told["candidates"]] == ["w-1", "w-0"]
+        labels = {"model": "m", "decision": "prefill-decode", "reason": ""}
+        assert w.metric("dynamo_epp_disagg_decisions_total", **labels) == 1
+        assert w.metric("dynamo_component_router_kv_hit_rate_sum", model="m") == 2 / 3
+
+
+async def test_each_worker_tells_of_its_own_half() -> None:
+    async with world(roles="ppd", secret=SECRET) as w:
+        route = await w.ask(range(8))
+        prefills, decodes = ("w-0", "w-1"), w.worker(2).load
+        first, other = (0, 1) if w.worker(0).load.booked else (1, 0)
+        w.publishers[2].accepted("p-1", 8, 8)
+        # The first prefill worker could not be reached, so the decode worker asked the other one.
+        w.publishers[other].accepted("p-1.prefill", 8, 4)
+        await w.until(lambda: bool(w.worker(other).load.accepted and decodes.accepted))
+        assert not w.worker(first).load.booked
+        assert w.worker(other).load.active_prefill_tokens(0) == 4
+        w.publishers[other].finished(
+            "p-1.prefill", prompt_tokens=8, cached_tokens=4, completion_tokens=1, status=200
+        )
+        await w.until(lambda: not w.worker(other).load.accepted)
+        assert decodes.active_requests() == 1
+        w.publishers[2].first_token("p-1")
+        w.publishers[2].finished("p-1", prompt_tokens=8, cached_tokens=0, completion_tokens=3)
+        await w.until(lambda: not decodes.accepted)
+        w.picker.released(route)
+        assert w.picker.kept_bookings() == 0
+        entry = w.journal.get("r")
+        assert entry is not None
+        assert entry.outcome["prefilled_by"] == prefills[other]
+        assert entry.outcome["prefill_cached_tokens"] == 4
+        assert "served_by" not in entry.outcome
+        assert entry.outcome["completion_tokens"] == 3
+        assert w.tokens.checked == [("w-2", 8, 8)]
+        assert w.metric("dynamo_frontend_time_to_first_token_seconds_count", model="m") == 1
+
+
+async def test_a_prefill_that_never_came_is_not_booked_beyond_the_first_token() -> None:
+    async with world(roles="pd", secret=SECRET) as w:
+        route = await w.ask(range(8))
+        assert w.worker(0).load.active_requests() == 1
+        w.publishers[1].accepted("p-1", 8, 8)
+        w.publishers[1].first_token("p-1")
+        await w.until(lambda: not w.worker(0).load.booked)
+        w.picker.released(route)
+        w.time.skip(LATE_S)
+        w.publishers[1].finished("p-1", prompt_tokens=8)
+        await w.until(lambda: not w.worker(1).load.accepted)
+        w.picker.released(await w.ask(range(8), "next"))
+        assert "p-1.prefill" not in w.picker._bookings
+
+
+async def test_without_a_prefill_worker_the_policy_decides() -> None:
+    down = "rejected-no-prefill-endpoints"
+    async with world(roles="d", secret=SECRET) as w:
+        route = await w.ask(range(8))
+        assert route.routing.endswith("disagg=decode-only(no-prefiller)")
+        assert dict(route.set_headers) == {"x-dynamo-booking": "p-1;tokens=8;cached=0"}
+    async with world(roles="d", secret=SECRET, disagg=DisaggPolicy(enforce=True)) as w:
+        answer = await w.picker.pick(request(range(8)))
+        assert isinstance(answer, Refusal)
+        assert (answer.status, dict(answer.headers)["x-llm-d-request-dropped-reason"]) == (
+            503,
+            down,
+        )
+        assert b"no prefill worker can take requests" in answer.body
+        assert w.picker.kept_bookings() == 0
+        labels = {"model": "m", "decision": "refused", "reason": "no-prefiller"}
+        assert w.metric("dynamo_epp_disagg_decisions_total", **labels) == 1
+
+
+async def test_without_a_secret_no_prefill_worker_is_named() -> None:
+    async with world(roles="pd") as w:
+        route = await w.ask(range(8))
+        assert route.routing.endswith("disagg=decode-only(no-secret)")
+        assert "x-prefiller-host-port" not in dict(route.set_headers)
+
+
+async def test_what_two_workers_cannot_share_stays_with_one() -> None:
+    async with world(roles="pd", secret=SECRET) as w:
+        route = await w.ask(range(8), n=2)
+        assert route.routing.endswith("disagg=decode-only(not-splittable)")
+
+
+async def test_a_gateways_subset_is_about_who_answers() -> None:
+    async with world(roles="pdd", secret=SECRET) as w:
+        asked = replace(request(range(8)), subset=("127.0.0.3:8000",))
+        route = await w.picker.pick(asked)
+        assert isinstance(route, Route)
+        assert route.endpoints == ("127.0.0.3:8000",)
+        assert dict(route.set_headers)["x-prefiller-host-port"] == "127.0.0.2:8000"

@@ -237,10 +237,21 @@ async def read_body(receive: Receive) -> bytes | None:
 
 
 class RemotePrefill:
-    """Pure ASGI middleware of a prefill or decode worker."""
+    """Pure ASGI middleware of a prefill or decode worker.
 
-    def __init__(self, app: App) -> None:
+    ``wall`` gives Unix seconds, ``clock`` monotonic ones.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.app = app
+        self._wall = wall
+        self._clock = clock
         self._decodes = os.environ.get("DYN_COMPONENT_TYPE") == "decode"
         self._secret = read_secret(os.environ)
         self._session: aiohttp.ClientSession | None = None
@@ -269,7 +280,7 @@ class RemotePrefill:
 
     def _allowed(self, headers: Headers) -> bool:
         try:
-            return read_grant(headers, self._secret, time.time()) is not None
+            return read_grant(headers, self._secret, self._wall()) is not None
         except InvalidGrant as error:
             log.warning("a request for prefill is taken as an ordinary one: %s", error)
             return False
@@ -309,7 +320,7 @@ class RemotePrefill:
     ) -> None:
         flight = scope.get(FLIGHT)
         try:
-            grant = read_grant(headers, self._secret, time.time())
+            grant = read_grant(headers, self._secret, self._wall())
         except InvalidGrant as error:
             log.warning("prefill workers are not asked: the grant is not valid: %s", error)
             if b"enforce=1" in headers.get(GRANT_HEADER, b""):
@@ -338,7 +349,7 @@ class RemotePrefill:
                 self._tell(flight, REJECTED, 0)
                 await _answer(send, rejected.status, rejected.body)
                 return
-            if params is not None and time.monotonic() - given_at > LEASE_S / 2:
+            if params is not None and self._clock() - given_at > LEASE_S / 2:
                 log.warning("%s: the lease of its blocks is as good as over", grant.booking)
                 params = None
             clean = without_transfer(fields)
@@ -388,11 +399,11 @@ class RemotePrefill:
             sent[BOOKING_HEADER.decode()] = booking
             try:
                 params = await self._ask(f"http://{address}{scope['path']}", sent, body)
-                return params, failures, time.monotonic()
+                return params, failures, self._clock()
             except Failed as error:
                 failures += 1
                 log.warning("%s: prefill worker %s: %s", grant.booking, address, error)
-        return None, failures, time.monotonic()
+        return None, failures, self._clock()
 
     async def _ask(self, url: str, headers: Mapping[str, str], body: bytes) -> Json:
         """One hop 1. Raises ``Failed`` or ``Rejected``."""
