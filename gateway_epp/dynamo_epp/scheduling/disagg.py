@@ -191,7 +191,10 @@ def pair(
     if not any(c.role in (PREFILL, DECODE) for c in candidates):
         return Pairing(rank(candidates, None))
     generation = draw(weights(candidates), rng)
-    decode = rank([_answering(candidate, generation) for candidate in candidates], None)
+    ready = {c.role for c in candidates if c.generation == generation and not c.dropped}
+    # Where whole workers are ready and prefill workers are not, half a pair is no choice.
+    whole_only = "worker" in ready and PREFILL not in ready
+    decode = rank([_answering(c, generation, whole_only) for c in candidates], None)
     if decode.chosen is None:
         return Pairing(decode, None, Split.REFUSED, None, generation)
     chosen, size = decode.chosen.candidate, decode.size
@@ -216,7 +219,7 @@ def pair(
     return Pairing(decode, prefill, Split.PREFILL_DECODE, None, generation)
 
 
-def _answering(candidate: Candidate, generation: str) -> Candidate:
+def _answering(candidate: Candidate, generation: str, whole_only: bool) -> Candidate:
     """The candidate for the pick of the worker that answers."""
     if candidate.dropped:
         return candidate
@@ -224,4 +227,6 @@ def _answering(candidate: Candidate, generation: str) -> Candidate:
         return replace(candidate, dropped="prefill role")
     if candidate.generation != generation:
         return replace(candidate, dropped=f"generation {generation or 'without a name'} was drawn")
+    if whole_only and candidate.role == DECODE:
+        return replace(candidate, dropped="no prefill worker of its generation is ready")
     return candidate
