@@ -1,6 +1,7 @@
 """What operator and webhook may do: what they do, and nothing else.
 
-The operator may not read pods' logs, nor Secrets (except where pull secrets are allowed). It grants
+The operator may not read pods' logs, nor Secrets (except where pull secrets are allowed); it makes
+one for each graph with prefill and decode workers, and can't look at it afterwards. It grants
 rights to graphs' pods by Roles, and Kubernetes lets it grant only what it has, so it has those too.
 The webhook creates workloads only with `dryRun`; rights don't know the difference, so it has its
 own account, apart from the operator's.
@@ -57,6 +58,7 @@ def operator_rules() -> list[Json]:
         rule(OURS, [f"{ADAPTERS}/status", f"{GRAPHS}/status"], ["patch"]),
         *(rule(group, kinds, _KEEP) for group, kinds in CHILDREN),
         rule("", ["pods"], _READ),
+        rule("", ["secrets"], ["create"]),  # what prefill and decode workers share; never read
         rule("", ["events"], ["create", "patch"]),
         # Not for itself: what graphs' planners are granted.
         rule(OURS, [f"{ADAPTERS}/scale"], ["get", "patch", "update"]),

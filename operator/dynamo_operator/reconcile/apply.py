@@ -8,8 +8,10 @@ made under a name that we need is never taken over.
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
 from dynamo_runtime.kubernetes import resources
 from dynamo_runtime.kubernetes.client import ApiError, ApiUnreachable, KubernetesClient
@@ -41,6 +43,11 @@ FAILURES = 3
 taken as long as a webhook takes to time out."""
 
 
+SECRET_BYTES = 32
+YOUNG = timedelta(minutes=10)
+"""Age up to which a graph may meet the objects of an earlier one of its name."""
+
+
 class NamespaceGoing(Exception):
     """The graph's namespace is being deleted; there is nothing to keep in order any more."""
 
@@ -56,7 +63,7 @@ class Applied:
 
 
 class Applier:
-    """Applies plans. It remembers only what webhooks of others insist on (see `_insisted`)."""
+    """Applies plans. It remembers what webhooks of others insist on, and which Secrets exist."""
 
     def __init__(self, client: KubernetesClient, index: GraphIndex) -> None:
         self._client = client
@@ -64,6 +71,7 @@ class Applier:
         # Graph's uid -> object -> hash of the manifest and the fields that are taken from us each
         # time it is applied. Such a webhook's wish is respected, or the two would never rest.
         self._insisted: dict[str, dict[Key, tuple[str, frozenset[Path]]]] = {}
+        self._secrets: dict[str, set[str]] = {}  # graph's uid -> Secrets that are known to exist
 
     async def carry_out(self, observed: Observed, plan: Plan) -> Applied:
         """Make the cluster's objects what `plan` says.
@@ -81,7 +89,10 @@ class Applier:
                 continue
             try:
                 _check_binding(manifest, refused)
-                writes += await self._apply(observed, plan, manifest)
+                if manifest["kind"] == "Secret":
+                    writes += await self._make_secret(observed, manifest)
+                else:
+                    writes += await self._apply(observed, plan, manifest)
             except ApiUnreachable:
                 raise
             except (ApiError, ValueError) as error:
@@ -145,6 +156,29 @@ class Applier:
         self._remember(observed, manifest, result)
         return writes
 
+    async def _make_secret(self, observed: Observed, manifest: Json) -> int:
+        """Give the graph's Secret a content, once: the operator may create Secrets, and not read
+        them. One that is there already is the graph's, whoever made it."""
+        name = manifest["metadata"]["name"]
+        if name in self._secrets.get(observed.uid, ()):
+            return 0
+        content = {names.PAIRING_SECRET_KEY: secrets.token_hex(SECRET_BYTES)}
+        writes = 1
+        try:
+            await self._client.create(
+                {**manifest, "stringData": content}, field_manager=FIELD_MANAGER
+            )
+            log.info("%s/%s: Secret %s created", observed.namespace, observed.name, name)
+        except ApiError as error:
+            if error.reason != "AlreadyExists":
+                raise
+            born = datetime.fromisoformat(observed.raw["metadata"]["creationTimestamp"])
+            if observed.at is not None and observed.at - born < YOUNG:
+                return 0  # perhaps an earlier graph's, about to be deleted: ask again next time
+            writes = 0
+        self._secrets.setdefault(observed.uid, set()).add(name)
+        return writes
+
     async def _merge(self, manifest: Json, live: Json | None) -> Json:
         try:
             return await self._client.apply(manifest, field_manager=FIELD_MANAGER)
@@ -201,6 +235,7 @@ class Applier:
     def forget(self, uid: str) -> None:
         """The graph with this uid is gone."""
         self._insisted.pop(uid, None)
+        self._secrets.pop(uid, None)
 
 
 def _check_binding(manifest: Json, refused: Sequence[Refused]) -> None:
