@@ -40,7 +40,7 @@ def picked(
 ) -> Pairing:
     rng = random.Random(seed)
 
-    def rank(among: Sequence[Candidate]) -> Decision:
+    def rank(among: Sequence[Candidate], _: Candidate | None) -> Decision:
         return choose(SIZE, among, Policy(), rng)
 
     return pair(

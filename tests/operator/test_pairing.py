@@ -47,9 +47,7 @@ def variables(rendered: Any) -> dict[str, Json]:
     return found
 
 
-def test_pickers_and_both_roles_share_a_secret(
-    graph: Graph, platform: Platform
-) -> None:
+def test_pickers_and_both_roles_share_a_secret(graph: Graph, platform: Platform) -> None:
     rendered = render_with_notes(
         graph(component("frontend"), component("prefill"), component("decode")), platform
     )
