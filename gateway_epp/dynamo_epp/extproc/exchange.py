@@ -140,9 +140,7 @@ class Exchange:
         state = self._state
         if state is _State.ANSWERED and self._duplex_response and self._restorer is None:
             relayed = wire.relay_response_body(data)
-            if relayed is not None:
-                if wire.may_end(relayed):
-                    self._note_end(pb.ProcessingRequest.FromString(data).response_body)
+            if relayed is not None and not wire.may_end(relayed):
                 return [relayed]
         if state is _State.CLOSED:
             return []
