@@ -356,11 +356,6 @@ class ServingKvPicker:
     async def _follow_rules(self) -> None:
         """Keep the rules that people set on the pool's models current."""
         settings = self._settings
-
-        def adopt(rules: ModelRules) -> None:
-            self._picker.rules = rules
-            self._gate.objectives = rules.priorities.get
-
         while True:
             try:
                 client = await KubernetesClient.from_environment(user_agent="dynamo-picker")
@@ -369,12 +364,16 @@ class ServingKvPicker:
                         client,
                         settings.pool_namespace or client.namespace,
                         settings.pool_name,
-                        adopt,
+                        self._adopt_rules,
                         rng=random.Random(),
                     )
             except Exception:
                 log.exception("objectives and rewrites are not followed; beginning anew")
             await asyncio.sleep(RULES_RETRY_S)
+
+    def _adopt_rules(self, rules: ModelRules) -> None:
+        self._picker.rules = rules
+        self._gate.objectives = rules.priorities.get
 
     def _follow(self, pool: Pool, worker: Worker) -> Follower:
         if worker.stock:

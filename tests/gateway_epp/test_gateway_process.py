@@ -49,6 +49,23 @@ BY_METADATA = {
 }
 
 
+def told_as_served(hostport: str) -> Any:
+    """A filter that says where every answer came from, as gateways do behind their routers."""
+    return {
+        "name": "envoy.filters.http.set_metadata",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.set_metadata.v3.Config",
+            "metadata": [
+                {
+                    "metadata_namespace": "envoy.lb",
+                    "allow_overwrite": True,
+                    "value": {"x-gateway-destination-endpoint-served": hostport},
+                }
+            ],
+        },
+    }
+
+
 @dataclass
 class Running:
     """A picker with a gateway before it."""
@@ -70,7 +87,9 @@ class Running:
             return answer.status, await answer.read()
 
 
-def envoy_config(sockets: Sockets, host: str, *, tls: bool, metadata: bool) -> str:
+def envoy_config(
+    sockets: Sockets, host: str, *, tls: bool, metadata: bool, served: str = ""
+) -> str:
     config: Any = json.loads(gateway_config(sockets, host, "FULL_DUPLEX_STREAMED"))
     resources = config["static_resources"]
     picker, pool = resources["clusters"]
@@ -79,19 +98,28 @@ def envoy_config(sockets: Sockets, host: str, *, tls: bool, metadata: bool) -> s
     endpoint["address"] = address
     if tls:
         picker["transport_socket"] = TLS
+    manager = resources["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    ext_proc = manager["http_filters"][0]["typed_config"]
+    if served:
+        manager["http_filters"].insert(0, told_as_served(served))
+        ext_proc.setdefault("metadata_options", {})["forwarding_namespaces"] = {
+            "untyped": ["envoy.lb"]
+        }
     if metadata:
         options = pool["typed_extension_protocol_options"]
         resources["clusters"][1] = {**BY_METADATA, "typed_extension_protocol_options": options}
-        manager = resources["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-        manager["http_filters"][0]["typed_config"]["metadata_options"] = {
-            "receiving_namespaces": {"untyped": ["envoy.lb"]}
+        ext_proc.setdefault("metadata_options", {})["receiving_namespaces"] = {
+            "untyped": ["envoy.lb"]
         }
     return json.dumps(yaml.safe_load(json.dumps(config)))
 
 
 @pytest.fixture
-async def behind_gateway(own_address: str) -> AsyncIterator[Callable[..., Awaitable[Running]]]:
+async def behind_gateway(
+    own_address: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Callable[..., Awaitable[Running]]]:
     """``await behind_gateway(engines, …)`` starts a picker for them and a gateway before it."""
+    monkeypatch.setattr("dynamo_epp.serving.START_WARM_S", 0.5)  # some engines never tell
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(
@@ -99,6 +127,7 @@ async def behind_gateway(own_address: str) -> AsyncIterator[Callable[..., Awaita
             tls: Tls | None = None,
             metadata: bool = False,
             conformance: bool = False,
+            served: str = "",
             **options: Any,
         ) -> Running:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -132,7 +161,7 @@ async def behind_gateway(own_address: str) -> AsyncIterator[Callable[..., Awaita
             sockets = Sockets(directory)
             secure = tls is None or tls.enabled
             sockets.bootstrap.write_text(
-                envoy_config(sockets, own_address, tls=secure, metadata=metadata)
+                envoy_config(sockets, own_address, tls=secure, metadata=metadata, served=served)
             )
             envoy = await Envoy.start(sockets, concurrency=1, log_level="error")
             stack.push_async_callback(envoy.stop)
@@ -324,3 +353,92 @@ async def test_a_pool_that_goes_makes_the_picker_not_ready(
     running.picker._on_absent("")
     assert running.lifecycle.ready
     assert running.registry.get_sample_value("dynamo_epp_pool_found") == 1
+
+
+async def echoed(request: web.Request, body: bytes) -> web.StreamResponse:
+    """As the conformance suite's echo server: a request can ask for a header of its response."""
+    if request.path in ("/metrics", "/v1/models"):
+        return web.Response(status=404)
+    name, _, value = request.headers.get("X-Echo-Set-Header", "").partition(":")
+    host = request.transport.get_extra_info("sockname")[0] if request.transport else ""
+    return web.Response(text=host, headers={name: value} if name else {})
+
+
+async def test_the_conformance_suite_steers(behind_gateway: Any, engines: Engines) -> None:
+    pool = [await engines(), await engines(), await engines()]
+    for engine in pool:
+        engine.handler = echoed
+    running = await behind_gateway(*pool, conformance=True, any_path=True)
+    steer = "test-epp-endpoint-selection"
+    for engine in pool:
+        foreign = f"10.9.9.9, {engine.address}"
+        for wanted in (engine.address, engine.hostport, foreign):
+            body = {"model": "conformance-fake-model", "prompt": "x"}
+            status, headers, answer = await running.post("/primary", body, **{steer: wanted})
+            assert (status, answer.decode()) == (200, engine.address)
+            assert headers["x-conformance-test-served-endpoint"] == engine.hostport
+        async with running.client.get(running.url, headers={steer: engine.address}) as got:
+            assert await got.text() == engine.address
+    status, _, answer = await running.post("/primary", {}, **{steer: "10.9.9.9:80"})
+    assert status == 503
+    assert json.loads(answer)["error"]["message"]
+
+
+async def test_without_the_flag_nobody_steers(behind_gateway: Any, engines: Engines) -> None:
+    engine = await engines()
+    engine.handler = echoed
+    running = await behind_gateway(engine, any_path=True, served=engine.hostport)
+    headers = {"test-epp-endpoint-selection": "10.9.9.9"}
+    status, answered, _ = await running.post("/x", {}, **headers)
+    assert status == 200
+    assert "x-conformance-test-served-endpoint" not in answered
+    assert "X-Echo-Set-Header" not in engine.seen[-1].headers
+
+
+async def test_the_endpoint_that_served_is_told_and_kept(
+    behind_gateway: Any, engines: Engines
+) -> None:
+    first, second = await engines(), await engines()
+    for engine in (first, second):
+        engine.handler = echoed
+    running = await behind_gateway(
+        first, second, conformance=True, any_path=True, served=second.hostport
+    )
+    steer = {"test-epp-endpoint-selection": first.address, "x-request-id": "r-1"}
+    status, headers, _ = await running.post("/x", {}, **steer)
+    assert status == 200
+    assert headers["x-conformance-test-served-endpoint"] == second.hostport
+    _, page = await running.get(f"{running.status}/debug/decisions?request_id=r-1")
+    (decision,) = json.loads(page)["decisions"]
+    assert decision["outcome"]["upstream"] == second.hostport
+    assert decision["outcome"]["served_by"] == second.address
+    assert decision["outcome"]["status"] == 200
+    loads = [worker.load.active_requests() for worker in running.picker._pool.workers.values()]
+    assert loads == [0, 0]
+
+
+async def test_a_drain_lets_running_answers_end(behind_gateway: Any, engines: Engines) -> None:
+    engine = await engines()
+    going, go = asyncio.Event(), asyncio.Event()
+
+    async def slow(request: web.Request, _: bytes) -> web.StreamResponse:
+        if request.path != "/x":
+            return web.Response(status=404)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"first ")
+        going.set()
+        await go.wait()
+        await response.write(b"last")
+        return response
+
+    engine.handler = slow
+    running = await behind_gateway(engine, any_path=True)
+    asked = asyncio.create_task(running.post("/x", {}))
+    await asyncio.wait_for(going.wait(), 10)
+    running.lifecycle.request_stop("a test")
+    status, page = await running.get(f"{running.status}/ready")
+    assert (status, json.loads(page)["phase"]) == (503, "draining")
+    go.set()
+    status, _, body = await asked
+    assert (status, body) == (200, b"first last")
