@@ -172,13 +172,13 @@ async def behind_gateway(
                 assert await task == 0
 
             stack.push_async_callback(stop)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while lifecycle.phase is not Phase.READY:
                     assert not task.done()
                     await asyncio.sleep(0.01)
                 await envoy.live()
             client = await stack.enter_async_context(
-                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30))
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60))
             )
             picker, registry = made[0]
             return Running(
@@ -435,7 +435,7 @@ async def test_a_drain_lets_running_answers_end(behind_gateway: Any, engines: En
     engine.handler = slow
     running = await behind_gateway(engine, any_path=True)
     asked = asyncio.create_task(running.post("/x", {}))
-    await asyncio.wait_for(going.wait(), 10)
+    await asyncio.wait_for(going.wait(), 60)
     running.lifecycle.request_stop("a test")
     status, page = await running.get(f"{running.status}/ready")
     assert (status, json.loads(page)["phase"]) == (503, "draining")
