@@ -91,9 +91,10 @@ class Entry:
 
     @property
     def workers(self) -> tuple[str, ...]:
-        """Those that had to do with the request: the pick, and who answered if that was another."""
-        served_by = self.outcome.get("served_by")
-        return (self.worker, served_by) if served_by else (self.worker,)
+        """Those that had to do with the request: the pick, who answered if that was another, and
+        who did the prefill for it."""
+        others = (self.outcome.get(name) for name in ("served_by", "prefilled_by"))
+        return (self.worker, *(name for name in others if name))
 
     def brief(self) -> dict[str, Any]:
         """Plain data for lists: all but the candidates."""
@@ -135,6 +136,7 @@ class Entry:
             told["routing"] = self.disagg.routing
             if self.disagg.prefill is not None:
                 told["disagg"]["candidates"] = _candidates(self.disagg.prefill.unpack())
+                told["disagg"]["left_out"] = dict(self.disagg.prefill.left_out)
         return told
 
 

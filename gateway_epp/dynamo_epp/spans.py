@@ -41,6 +41,9 @@ def attributes(entry: Entry, parsed: ParsedRequest) -> dict[str, Attribute]:
         result["dynamo.routing.predicted_cached_tokens"] = entry.predicted_cached_tokens
     if entry.reason:
         result["dynamo.routing.reason"] = entry.reason
+    if entry.disagg is not None:
+        result["dynamo.disagg.decision"] = entry.disagg.decision
+        result["dynamo.disagg.reason"] = entry.disagg.reason
     if entry.tenant:
         result["dynamo.tenant"] = entry.tenant
     if chosen is not None:

@@ -92,6 +92,15 @@ async def test_many_candidates_are_told_as_counts() -> None:
     assert told[2] == "Could not be chosen: 2 draining, 1 not ready."
 
 
+async def test_a_pair_of_workers_is_told() -> None:
+    s = await asked("one")
+    entry = s.journal.find("one")
+    assert entry is not None
+    prefill = {"decision": "prefill-decode", "reason": "", "prefillers": ["10.0.0.7:8000"]}
+    told = sentences({**entry.to_json(), "disagg": prefill})
+    assert "Prefill and decode: prefill-decode at 10.0.0.7:8000." in told
+
+
 async def test_the_newest_are_a_table_and_filters_narrow_it() -> None:
     async with served(await asked("one", "two")) as (url, _):
         everything = await explain("--url", url)
