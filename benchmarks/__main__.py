@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("kv_index", "tokenize", "epp", "routing")
+BENCHMARKS = ("kv_index", "tokenize", "epp", "routing", "overload")
 
 
 def main() -> int:

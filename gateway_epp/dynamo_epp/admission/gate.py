@@ -39,6 +39,8 @@ NO_ENDPOINT_RETRY_S = 10
 """`Retry-After` while a model has no endpoint: when one will come is not known here."""
 NO_ENDPOINTS = "rejected-no-endpoints"
 MAX_MODELS = 1000
+MAX_NAME = 256
+"""Characters of the name of a model that nobody has told."""
 
 
 class Endpoints(Protocol):
@@ -162,7 +164,7 @@ class Gate:
         if model in served or model in self._settings.models:
             return True
         if not served and not self._bases and not self._settings.models:
-            return True  # nobody has told yet what there is
+            return len(model) <= MAX_NAME  # nobody has told yet what there is
         # A name that its base model's workers do not have any more is gone.
         return model in self._bases and self._bases[model] not in served.values()
 
