@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperCommand
 
 from dynamo_cli import admission_options as options
+from dynamo_cli import pairing_options as paired
 from dynamo_cli.frontend_command import unknown_arguments
 
 log = logging.getLogger(__name__)
@@ -297,6 +298,9 @@ def epp(
     tenant_limits: options.TenantLimits = None,
     circuit_breaker: options.CircuitBreaker = True,
     circuit_failures: options.CircuitFailures = 5,
+    enforce_disagg: paired.EnforceDisagg = False,
+    conditional_disagg: paired.ConditionalDisagg = False,
+    conditional_disagg_config: paired.ConditionalDisaggConfig = "",
     log_level: Annotated[
         str, typer.Option(envvar="DYN_LOG_LEVEL", help="DEBUG, INFO, WARNING or ERROR.")
     ] = "INFO",
@@ -349,6 +353,11 @@ def epp(
     )
     try:
         logs.configure("epp", "DEBUG" if verbosity >= 4 else log_level)
+        disagg, secret = paired.pairing(
+            enforce=enforce_disagg,
+            conditional=conditional_disagg,
+            config=conditional_disagg_config,
+        )
         picker = PickerSettings(
             policy=Policy(mode=router_mode),
             config=given_config(config_file, config_text),
@@ -365,6 +374,8 @@ def epp(
             fallbacks=fallback_endpoints,
             access_log=access_log,
             relays=True,
+            disagg=disagg,
+            secret=secret,
             flow_control=options.flow_control(
                 enabled=flow_control,
                 queue_seconds=queue_seconds,

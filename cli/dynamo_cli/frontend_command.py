@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Annotated
 import typer
 
 from dynamo_cli import admission_options as options
+from dynamo_cli import pairing_options as paired
 
 log = logging.getLogger(__name__)
 
@@ -185,32 +185,9 @@ def frontend(
         ),
     ] = None,
     config_text: Annotated[str, typer.Option(help="The same as text, instead of a file.")] = "",
-    enforce_disagg: Annotated[
-        bool,
-        typer.Option(
-            envvar="DYN_ENFORCE_DISAGG",
-            help="Prefill and decode workers: 503 for a request whose prompt no prefill worker "
-            "can compute. Without, its decode worker does both.",
-        ),
-    ] = False,
-    conditional_disagg: Annotated[
-        bool,
-        typer.Option(
-            "--router-conditional-disagg",
-            envvar="DYN_ROUTER_CONDITIONAL_DISAGG",
-            help="Prefill and decode workers: a decode worker that caches most of a prompt "
-            "computes the rest itself.",
-        ),
-    ] = False,
-    conditional_disagg_config: Annotated[
-        str,
-        typer.Option(
-            "--router-conditional-disagg-config",
-            envvar="DYN_ROUTER_CONDITIONAL_DISAGG_CONFIG",
-            help='JSON: {"eff_isl_threshold": 2048, "eff_isl_ratio_threshold": 0.7}, the uncached '
-            "tokens and share of a prompt from which on a prefill worker computes it.",
-        ),
-    ] = "",
+    enforce_disagg: paired.EnforceDisagg = False,
+    conditional_disagg: paired.ConditionalDisagg = False,
+    conditional_disagg_config: paired.ConditionalDisaggConfig = "",
     body_limit: Annotated[
         float,
         typer.Option(
@@ -301,12 +278,10 @@ def frontend(
     from dynamo_epp.config import given_config
     from dynamo_epp.frontend import FrontendSettings, run_frontend
     from dynamo_epp.frontend.settings import default_concurrency
-    from dynamo_epp.scheduling.disagg import DisaggPolicy
     from dynamo_epp.serving import Misconfigured, PickerSettings, ServingKvPicker, endpoint_source
     from dynamo_kv_router.choice import Policy
     from dynamo_runtime import lifecycle as process
     from dynamo_runtime import logs
-    from dynamo_runtime.prefill_grant import BadSecret, read_secret
     from prometheus_client import CollectorRegistry
 
     known = [name for option in context.command.params for name in option.opts]
@@ -335,15 +310,16 @@ def frontend(
             decode_active_request_weight=active_request_weight,
             temperature=temperature,
         )
+        disagg, secret = paired.pairing(
+            enforce=enforce_disagg,
+            conditional=conditional_disagg,
+            config=conditional_disagg_config,
+        )
         picker = PickerSettings(
             policy=policy,
             config=given_config(config_file, config_text),
-            disagg=DisaggPolicy.read(
-                enforce=enforce_disagg,
-                conditional=conditional_disagg,
-                config=conditional_disagg_config,
-            ),
-            secret=read_secret(os.environ),
+            disagg=disagg,
+            secret=secret,
             discovery_backend=discovery_backend,
             endpoints_file=endpoints_file,
             graph=graph,
@@ -371,7 +347,7 @@ def frontend(
             breaker=options.breaker(enabled=circuit_breaker, failures=circuit_failures),
         )
         endpoint_source(picker)
-    except (Misconfigured, BadSecret, ValueError) as problem:
+    except (Misconfigured, ValueError) as problem:
         sys.stderr.write(f"dynamo frontend: {problem}\n")
         raise typer.Exit(2) from problem
     if ignored:

@@ -225,6 +225,7 @@ class KvPicker:
         self._scheduler = scheduler
         self._disagg = disagg or DisaggPolicy()
         self._secret = secret
+        self._told_no_secret = False
         self._warmed = False
         self._turn = 0
         self._bookings: dict[str, Booking] = {}  # until the stream and the request both ended
@@ -346,6 +347,12 @@ class KvPicker:
             tenant=admitted.tenant if admitted else "",
         )
         self._journal.add(entry)
+        if pairing.why is Why.NO_SECRET and not self._told_no_secret:
+            self._told_no_secret = True
+            log.error(
+                "no DYN_PD_SECRET or DYN_PD_SECRET_FILE: prefill workers can't be named, decode "
+                "workers do both phases or, with --enforce-disagg, nobody does"
+            )
         if pairing.split is not None and decision.chosen is not None:
             self._metrics.disagg.labels(parsed.model, pairing.split, pairing.why or "").inc()
         if decision.chosen is None:

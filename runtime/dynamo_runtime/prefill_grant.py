@@ -33,7 +33,7 @@ PREFILL_BOOKING = ".prefill"
 """What is added to a request's booking key for its part in the prefill worker."""
 
 
-class BadSecret(Exception):
+class BadSecret(ValueError):
     """A secret that can't be used; the message names variable or file, never the content."""
 
 
