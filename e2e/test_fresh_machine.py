@@ -6,9 +6,11 @@ it has. Leaves a dated report.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -44,13 +46,25 @@ class Machine:
         env = {name: value for name, value in os.environ.items() if name not in CACHES}
         env |= {"XDG_CACHE_HOME": str(self.caches), "DYNAMO_CLUSTER": CLUSTER, "CI": "true"}
         began = time.monotonic()
-        with self.log.open("a") as log:
-            done = subprocess.run(
-                ["make", target], cwd=self.clone, env=env, stdout=log, stderr=subprocess.STDOUT
-            )
-        if done.returncode:
+        with (
+            self.log.open("a") as log,
+            subprocess.Popen(
+                ["make", target],
+                cwd=self.clone,
+                env=env,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            ) as running,
+        ):
+            try:
+                status = running.wait()
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(running.pid, signal.SIGKILL)
+        if status:
             tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-60:])
-            pytest.fail(f"make {target} ended with status {done.returncode}:\n{tail}")
+            pytest.fail(f"make {target} ended with status {status}:\n{tail}")
         return time.monotonic() - began
 
     def gigabytes(self) -> tuple[float, float]:
