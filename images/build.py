@@ -55,7 +55,7 @@ class Image:
 VLLM_ARGUMENTS = (f"WORKER={REPOSITORY}/worker:{__version__}",)
 IMAGES = (
     Image("operator", arguments=("EXTRA=operator",)),
-    Image("frontend", arguments=("EXTRA=epp",), also=("epp",)),
+    Image("frontend", arguments=("EXTRA=epp", "ALSO=otel"), also=("epp",)),
     Image("worker", arguments=("EXTRA=worker",)),
     Image("planner", arguments=("EXTRA=crds",)),
     Image("vllm-mounted", "vllm.Containerfile", VLLM_ARGUMENTS, target="mounted"),

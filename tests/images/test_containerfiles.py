@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import tomllib
@@ -43,10 +44,30 @@ def test_an_image_is_made_of_what_there_is(image: Image) -> None:
     assert not image.target or image.target in names
     for key, _, value in (argument.partition("=") for argument in image.arguments):
         assert f"ARG {key}" in path.read_text()
-        if key == "EXTRA":
+        if key in ("EXTRA", "ALSO"):
             assert (ROOT / "requirements" / f"{value}.txt").exists()
         if key == "WORKER":
             assert OWN_REPOSITORY in value
+
+
+@pytest.mark.parametrize("image", IMAGES, ids=lambda image: image.name)
+def test_requirements_that_go_together_agree(image: Image) -> None:
+    files = [
+        argument.partition("=")[2]
+        for argument in image.arguments
+        if argument.startswith(("EXTRA=", "ALSO="))
+    ]
+    pinned: list[dict[str, set[str]]] = []
+    for file in files:
+        pins: dict[str, set[str]] = {}  # package -> versions, of which markers choose one
+        text = (ROOT / "requirements" / f"{file}.txt").read_text()
+        for name, version in re.findall(r"^([a-z0-9-]+)==(.+)", text, re.MULTILINE):
+            pins.setdefault(name, set()).add(version)
+        pinned.append(pins)
+    for one, other in itertools.pairwise(pinned):
+        assert {name: one[name] for name in one.keys() & other.keys()} == {
+            name: other[name] for name in one.keys() & other.keys()
+        }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
