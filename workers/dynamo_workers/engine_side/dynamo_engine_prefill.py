@@ -410,7 +410,8 @@ class RemotePrefill:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 timeout=aiohttp.ClientTimeout(total=PREFILL_S, sock_connect=CONNECT_S),
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=3.0),
+                # A kept connection may be to a process that is gone, which looks like a failure.
+                connector=aiohttp.TCPConnector(limit=0, force_close=True),
                 skip_auto_headers=("User-Agent",),
             )
         try:
