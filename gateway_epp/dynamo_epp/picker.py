@@ -479,7 +479,7 @@ class KvPicker:
 
     def on_lost(self, worker: Worker, reason: str) -> None:
         self._metrics.lost.inc()
-        if self._circuits is not None:
+        if self._circuits is not None and worker.live:  # else it is still the same loss
             self._circuits.failed(worker, "stream", f"stream lost: {reason}", self._clock())
         self.on_resynced(worker)
 

@@ -148,6 +148,7 @@ def test_scrapes_count_by_themselves_and_close_what_they_opened() -> None:
     breaker.success("scrape", 7.0, SETTINGS)
     assert breaker.state(7.0) is State.CLOSED
     by_requests = opened()
+    assert by_requests.failure("stream", "lost", 7.0, SETTINGS, RNG) == ""  # it tells no probe
     by_requests.success("scrape", 7.0, SETTINGS)
     assert by_requests.state(7.0) is State.HALF_OPEN
 

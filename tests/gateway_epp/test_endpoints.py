@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from dynamo_epp.endpoints import pool as pool_module
+from dynamo_epp.endpoints import stock as stock_module
 from dynamo_epp.endpoints.pool import Pool
 from dynamo_epp.endpoints.stock import StockFollower
 from dynamo_epp.endpoints.worker import Worker
@@ -86,16 +87,18 @@ class Engine:
 
     def __init__(self) -> None:
         self.usage = "0.5"
+        self.status = 200
         self.app = web.Application()
         self.app.router.add_get("/metrics", self.metrics)
         self.app.router.add_get("/v1/models", self.models)
 
     async def metrics(self, _: web.Request) -> web.Response:
         return web.Response(
+            status=self.status,
             text='vllm:cache_config_info{block_size="16",num_gpu_blocks="100"} 1.0\n'
             "vllm:num_requests_running 1.0\n"
             "vllm:num_requests_waiting 3.0\n"
-            f"vllm:kv_cache_usage_perc {self.usage}\n"
+            f"vllm:kv_cache_usage_perc {self.usage}\n",
         )
 
     async def models(self, _: web.Request) -> web.Response:
@@ -103,14 +106,24 @@ class Engine:
 
 
 @asynccontextmanager
-async def followed(engine: Engine) -> AsyncIterator[tuple[Pool, Worker]]:
+async def followed(
+    engine: Engine, asked: list[str] | None = None
+) -> AsyncIterator[tuple[Pool, Worker]]:
     runner = web.AppRunner(engine.app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     port = runner.addresses[0][1]
     async with aiohttp.ClientSession() as session:
-        pool = Pool(Breaking(), lambda pool, worker: StockFollower(pool, worker, session))
+
+        def on_asked(_: Worker, problem: str) -> None:
+            if asked is not None:
+                asked.append(problem)
+
+        pool = Pool(
+            Breaking(),
+            lambda pool, worker: StockFollower(pool, worker, session, on_asked=on_asked),
+        )
         try:
             await pool.apply((Endpoint("w-0", "127.0.0.1", port, ready=True),))
             yield pool, pool.workers["w-0"]
@@ -136,3 +149,19 @@ async def test_an_engine_that_answers_nonsense_is_asked_again() -> None:
         engine.usage = "0.25"
         await until(pool, lambda: worker.live)
         assert worker.load.kv_blocks_used == 25
+
+
+async def test_whether_an_engine_answers_is_told_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stock_module, "SCRAPE_S", 0.01)
+    monkeypatch.setattr(stock_module, "UNANSWERED_S", 0.01)
+    engine, asked = Engine(), list[str]()
+    async with followed(engine, asked) as (pool, worker):
+        await until(pool, lambda: worker.live)
+        assert set(asked) == {""}
+        engine.status = 500
+        await until(pool, lambda: not worker.live)
+        assert asked[-3:] == [asked[-1]] * 3
+        assert asked[-1].startswith("not answered: 500")
+        engine.status = 200
+        await until(pool, lambda: worker.live)
+        assert asked[-1] == ""

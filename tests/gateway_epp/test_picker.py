@@ -621,6 +621,20 @@ async def test_a_worker_that_fails_in_a_row_gets_no_requests_and_the_reason_is_s
         assert len((await w.ask(range(4))).endpoints) == 2
 
 
+async def test_streams_that_break_again_and_again_open_the_circuit_and_one_loss_counts_once() -> (
+    None
+):
+    async with world(workers=2) as w:
+        for _ in range(10):
+            w.picker.on_lost(w.worker(0), "timeout")
+            w.worker(0).live = False  # as a follower leaves it
+        assert w.worker(0).circuit == ""
+        for _ in range(4):
+            w.worker(0).live = True
+            w.picker.on_lost(w.worker(0), "timeout")
+        assert w.worker(0).circuit == "circuit open: 5 failures in a row (stream lost: timeout)"
+
+
 async def test_a_request_for_workers_that_are_not_ready_is_held() -> None:
     async with world(workers=1, flow_control=FlowControlSettings()) as w:
         w.source.queue.put_nowait((replace(w.endpoints[0], ready=False),))

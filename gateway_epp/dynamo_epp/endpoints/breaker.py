@@ -147,6 +147,8 @@ class Breaker:
         if state is State.OPEN:
             return ""
         if state is State.HALF_OPEN:
+            if source not in ("request", self._opened_by):
+                return ""
             self._open(f"the probe failed ({why})", source, now, settings, rng)
             return "probe"
         in_a_row = self._in_a_row[source] = self._in_a_row.get(source, 0) + 1

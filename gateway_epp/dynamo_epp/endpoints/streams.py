@@ -42,7 +42,9 @@ class RequestWatcher(Protocol):
         """The worker told what it is; its tokenizer may have to be fetched."""
         ...
 
-    def on_lost(self, worker: Worker, reason: str) -> None: ...
+    def on_lost(self, worker: Worker, reason: str) -> None:
+        """The stream broke off; ``worker`` is still ``live`` if it was until now."""
+        ...
 
     def on_resynced(self, worker: Worker) -> None:
         """What the worker has in hand is told anew, or never again: requests that are not among
@@ -155,5 +157,5 @@ class StreamFollower:
 
     def on_lost(self, _: str, reason: str) -> None:
         self._worker.load.reset_accepted()
-        self._pool.forget_cache(self._worker, f"stream lost: {reason}")
         self._watcher.on_lost(self._worker, reason)
+        self._pool.forget_cache(self._worker, f"stream lost: {reason}")
