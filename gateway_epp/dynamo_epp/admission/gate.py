@@ -27,7 +27,7 @@ from dynamo_epp.admission.limits import Charge, RateLimiter
 from dynamo_epp.admission.metrics import OTHER, AdmissionMetrics
 from dynamo_epp.admission.pace import Pace
 from dynamo_epp.admission.queue import FlowQueue, Item
-from dynamo_epp.admission.saturation import occupancy, pool_saturation
+from dynamo_epp.admission.saturation import has_room, occupancy, pool_saturation
 from dynamo_epp.admission.settings import FlowControlSettings
 from dynamo_epp.endpoints.worker import Worker
 
@@ -123,6 +123,8 @@ class _Lane:
     served: bool = False  # it has endpoints
     since: float = -math.inf  # of ``served``, seconds
     on_way: int = 0  # let go and not booked yet
+    endpoints: int = 0  # as counted lately
+    counted_at: float = -math.inf
 
 
 class Gate:
@@ -346,7 +348,11 @@ class Gate:
         return pool_saturation(endpoints, self._settings.saturation, lane.on_way)
 
     def _full(self, name: str, lane: _Lane, now: float) -> bool:
-        return self._saturation(name, lane, now) >= 1.0
+        if now - lane.counted_at >= TICK_S:
+            lane.endpoints, lane.counted_at = sum(1 for _ in self._endpoints.eligible(name)), now
+        share = lane.on_way / max(1, lane.endpoints)
+        endpoints = (occupancy(worker.load, now) for worker in self._endpoints.eligible(name))
+        return not has_room(endpoints, self._settings.saturation, share)
 
     def _expire(self, name: str, lane: _Lane, now: float) -> None:
         """Times run from the arrival, and anew when the lane gets its first endpoint or loses its

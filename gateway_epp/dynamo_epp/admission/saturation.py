@@ -7,7 +7,7 @@ its figures were taken is counted in (``Endpoint.in_hand`` against ``in_hand_the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dynamo_kv_router.load import WorkerLoad
@@ -73,6 +73,19 @@ def endpoint_saturation(
 
 def _stale(endpoint: Occupancy, settings: SaturationSettings) -> bool:
     return endpoint.age_s is not None and endpoint.age_s > settings.metrics_staleness_s
+
+
+def has_room(endpoints: Iterable[Occupancy], settings: SaturationSettings, share: float) -> bool:
+    """Whether ``pool_saturation`` is below 1, with ``share`` requests on their way to each.
+
+    Looks at no more endpoints than it must: as a rule the first one has room.
+    """
+    looked_at = []
+    for endpoint in endpoints:
+        if endpoint_saturation(endpoint, settings, share) < 1.0:
+            return True
+        looked_at.append(endpoint)
+    return pool_saturation(looked_at, settings, share * len(looked_at)) < 1.0
 
 
 def pool_saturation(
