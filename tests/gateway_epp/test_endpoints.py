@@ -88,6 +88,8 @@ class Engine:
     def __init__(self) -> None:
         self.usage = "0.5"
         self.status = 200
+        self.is_one = True
+        self.questions: asyncio.Queue[str] = asyncio.Queue()
         self.app = web.Application()
         self.app.router.add_get("/metrics", self.metrics)
         self.app.router.add_get("/v1/models", self.models)
@@ -101,7 +103,10 @@ class Engine:
             f"vllm:kv_cache_usage_perc {self.usage}\n",
         )
 
-    async def models(self, _: web.Request) -> web.Response:
+    async def models(self, request: web.Request) -> web.Response:
+        self.questions.put_nowait(request.path)
+        if not self.is_one:
+            return web.json_response({"path": request.path})
         return web.json_response({"data": [{"id": "m", "max_model_len": 64}]})
 
 
@@ -165,3 +170,17 @@ async def test_whether_an_engine_answers_is_told_each_time(monkeypatch: pytest.M
         engine.status = 200
         await until(pool, lambda: worker.live)
         assert asked[-1] == ""
+
+
+async def test_failures_are_told_only_of_what_has_answered_as_an_engine() -> None:
+    """A backend without an engine's routes stays eligible."""
+    engine, asked = Engine(), list[str]()
+    engine.is_one = False
+    async with followed(engine, asked) as (pool, worker):
+        async with asyncio.timeout(10):
+            for _ in range(3):
+                await engine.questions.get()
+        assert asked == []
+        engine.is_one = True
+        await until(pool, lambda: worker.live)
+        assert set(asked) == {""}

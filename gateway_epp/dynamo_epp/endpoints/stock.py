@@ -66,7 +66,8 @@ class _Description:
 class StockFollower:
     """One stock engine. ``session`` belongs to the caller; ``clock`` gives monotonic seconds.
 
-    ``on_asked`` hears each time whether the engine answered ("") or what was wrong.
+    ``on_asked`` hears each time whether the engine answered ("") or what was wrong, from its first
+    answer on: a backend without an engine's metrics and models is judged by its requests alone.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class StockFollower:
         self._listening: asyncio.Task[None] | None = None
         self._normaliser: Normaliser | None = None
         self._description: _Description | None = None
+        self._has_answered = False
         self._heard = False  # the engine's past is known, or its first event has come
         self._no_events = ""  # why the cache can't be followed; "" if it can
 
@@ -108,10 +110,12 @@ class StockFollower:
             try:
                 await self._ask()
                 unanswered = 0
+                self._has_answered = True
                 self._on_asked(self._worker, "")
             except (aiohttp.ClientError, TimeoutError, OSError, msgspec.MsgspecError) as error:
                 unanswered += 1
-                self._on_asked(self._worker, f"not answered: {error or 'timeout'}")
+                if self._has_answered:
+                    self._on_asked(self._worker, f"not answered: {error or 'timeout'}")
                 if unanswered == LOST_AFTER and self._description is not None:
                     await self._forget(f"the engine can't be asked: {error or 'timeout'}")
             except Exception as error:  # the worker must not stay as it was for ever
