@@ -44,7 +44,7 @@ from dynamo_epp.admission.gate import (
 from dynamo_epp.compact import Kept
 from dynamo_epp.endpoints.circuits import Circuits
 from dynamo_epp.endpoints.pool import Pool
-from dynamo_epp.endpoints.worker import Worker
+from dynamo_epp.endpoints.worker import Rank, Worker
 from dynamo_epp.explain import Disagg, Entry, Journal, Refused
 from dynamo_epp.extproc import PickRequest, Refusal, Route
 from dynamo_epp.metrics import PickerMetrics
@@ -72,6 +72,8 @@ from dynamo_epp.tokenize import NotExact
 log = logging.getLogger(__name__)
 
 BOOKING_HEADER = "x-dynamo-booking"
+RANK_HEADER = "x-data-parallel-rank"
+"""vLLM's: which of the ranks behind its port computes the request."""
 REASON_HEADER = "x-llm-d-request-dropped-reason"
 BYTES_PER_TOKEN = 4
 """Rule of thumb for prompts that were not tokenized; it only sizes the load booked for them."""
@@ -135,6 +137,7 @@ class Booking:
     admitted: Admitted | None = None  # how it came in
     prefill: Booking | None = None  # its other half, in a prefill worker
     half: bool = False  # it is such a half
+    rank: Rank | None = None  # where it was sent to, if the engine was not left to choose
 
 
 @dataclass(slots=True, eq=False)
@@ -406,6 +409,8 @@ class KvPicker:
         """The stream has ended. Whether nobody will tell any more of this booking."""
         booking.open = False
         booking.worker.load.release(booking.key)
+        if booking.rank is not None:
+            booking.rank.booked -= 1
         if booking.worker.stock:
             self._bookings.pop(booking.key, None)
         elif booking.key in self._bookings:
@@ -618,7 +623,9 @@ class KvPicker:
             size = RequestSize(len(tokens), block_size)
         if self._circuits is not None:
             self._circuits.apply(now)
-        found = candidates(pool.workers.values(), parsed.model, matched, pool.index, now)
+        found = candidates(
+            pool.workers.values(), parsed.model, matched, pool.index, now, size.blocks
+        )
         if request.subset is not None:
             found = within(request.subset, found)
         turn, self._turn = self._turn, self._turn + 1
@@ -690,9 +697,16 @@ class KvPicker:
         worker.load.book(key, prompt, cached, now)
         if entry.prompt_tokens >= 0:
             entry.predicted_cached_tokens = cached
+        endpoints, rank = decision.endpoints, worker.rank(decision.chosen.candidate.rank)
+        headers = [(BOOKING_HEADER, f"{key};tokens={prompt};cached={cached}"), *grant]
+        if rank is not None:
+            rank.booked += 1
+            headers.append((RANK_HEADER, str(rank.number)))
+            endpoints = self._with_rank(decision, rank.number)
         booking = Booking(
-            key, parsed.kind, worker, entry, now, prompt, admitted=admitted, prefill=prefill
-        )
+            key, parsed.kind, worker, entry, now, prompt,
+            admitted=admitted, prefill=prefill, rank=rank,
+        )  # fmt: skip
         if self._circuits is not None:
             self._circuits.picked(worker, now)
         self._bookings[key] = booking
@@ -709,12 +723,20 @@ class KvPicker:
         if rewritten:
             changed = replace_model(body if changed is None else changed, parsed.model)
         return Route(
-            endpoints=decision.endpoints[: decision.limit or 1 + self._fallbacks],
-            set_headers=((BOOKING_HEADER, f"{key};tokens={prompt};cached={cached}"), *grant),
+            endpoints=endpoints[: decision.limit or 1 + self._fallbacks],
+            set_headers=tuple(headers),
             body=changed,
             restore_model=(parsed.model, named) if rewritten else None,
             routing=pairing.routing(),
             booking=booking,
+        )
+
+    def _with_rank(self, decision: Decision, number: int) -> tuple[str, ...]:
+        """The endpoints that have this rank: others refuse a request for it."""
+        return tuple(
+            scored.candidate.endpoint
+            for scored in decision.ranked
+            if self._pool.workers[scored.candidate.name].rank(number) is not None
         )
 
     def _cached(self, scored: Scored, size: RequestSize) -> tuple[Worker, int]:
@@ -854,7 +876,7 @@ class KvPicker:
                     "circuit": worker.breaker.blocks(now),
                     "models": sorted(worker.models),
                     "block_size": worker.block_size,
-                    "cached_blocks": self._pool.index.blocks(worker.slot),
+                    "cached_blocks": self._pool.cached_blocks(worker),
                     "active_requests": worker.load.active_requests(),
                     "active_prefill_tokens": worker.load.active_prefill_tokens(now),
                     "active_decode_blocks": worker.load.active_decode_blocks(),

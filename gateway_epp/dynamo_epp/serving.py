@@ -454,7 +454,7 @@ class ServingKvPicker:
                 states[worker.state()] += 1
             for state, count in states.items():
                 metrics.workers.labels(state).set(count)
-            blocks = sum(self._pool.index.blocks(w.slot) for w in self._pool.workers.values())
+            blocks = sum(map(self._pool.cached_blocks, self._pool.workers.values()))
             metrics.cached_blocks.set(blocks)
             self._pool_metrics.observe(self._pool.workers.values())
             circuits = self._circuits.states(time.monotonic())

@@ -69,6 +69,7 @@ class Candidate(msgspec.Struct, frozen=True, array_like=True):
     sent_since: float = 0.0  # requests in hand beyond those of that time
     role: str = "worker"  # "worker", "prefill" or "decode"
     generation: str = ""  # worker hash; prefill and decode pair within one only
+    rank: int = -1  # data-parallel rank that would get it; -1: the engine chooses, or has one
 
     @property
     def figures_known(self) -> bool:

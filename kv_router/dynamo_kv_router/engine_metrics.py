@@ -8,8 +8,9 @@ Gateway API Inference Extension (its proposal 003), for each engine that it name
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 RUNNING = "vllm:num_requests_running"
 WAITING = "vllm:num_requests_waiting"
@@ -39,6 +40,7 @@ _FIGURES: dict[str, tuple[tuple[str, str], ...]] = {
     "nv_trt_llm_kv_cache_block_metrics": (("cache_usage", 'kv_cache_block_type="fraction"'),),
 }
 
+_RANK = re.compile(r'engine="(\d+)"')  # vLLM's label of every series
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
@@ -53,6 +55,7 @@ class EngineFigures:
     loras_running: frozenset[str] = frozenset()  # adapters of the requests in the batch
     loras_waiting: frozenset[str] = frozenset()  # adapters of the requests in the queue
     max_loras: int = 0  # adapters that fit into a batch; 0: the engine does not say
+    by_rank: Mapping[int, int] = field(default_factory=dict)  # rank -> requests running or waiting
 
 
 def samples(page: str, names: Iterable[str]) -> Iterator[tuple[str, str, float]]:
@@ -71,6 +74,7 @@ def figures(page: str) -> EngineFigures | None:
     """The load in ``page``; ``None`` if it has none (``--disable-log-stats``, another engine)."""
     sums = dict.fromkeys(("running", "waiting", "cache_usage", "first_tokens"), 0.0)
     ranks = usages = 0
+    by_rank: Counter[int] = Counter()
     newest, lora_labels = 0.0, ""
     for name, labels, value in samples(page, (*_FIGURES, LORAS)):
         if name == LORAS:
@@ -78,6 +82,8 @@ def figures(page: str) -> EngineFigures | None:
             if value >= newest:
                 newest, lora_labels = value, labels
             continue
+        if name in (RUNNING, WAITING) and (rank := _RANK.search(labels)):
+            by_rank[int(rank[1])] += int(value)
         for figure, label in _FIGURES[name]:
             if label in labels:
                 sums[figure] += value
@@ -95,6 +101,7 @@ def figures(page: str) -> EngineFigures | None:
         loras_running=_names(lora.get("running_lora_adapters", "")),
         loras_waiting=_names(lora.get("waiting_lora_adapters", "")),
         max_loras=int(most) if most.isdecimal() else 0,
+        by_rank=by_rank,
     )
 
 

@@ -828,3 +828,21 @@ async def test_a_gateways_subset_is_about_who_answers() -> None:
         assert isinstance(route, Route)
         assert route.endpoints == ("127.0.0.3:8000",)
         assert dict(route.set_headers)["x-prefiller-host-port"] == "127.0.0.2:8000"
+
+
+async def test_the_rank_that_caches_the_prompt_is_named_to_the_engine() -> None:
+    async with world() as w:
+        for number in (0, 1):
+            w.pool.set_ranks(w.worker(number), range(2 - number))
+        first, second = w.worker(0).ranks
+        w.pool.index.store(second.slot, keys(range(8)))
+        route = await w.ask(range(8))
+        assert dict(route.set_headers)["x-data-parallel-rank"] == "1"
+        assert route.endpoints == ("127.0.0.2:8000",)  # the other engine has no such rank
+        assert (first.booked, second.booked) == (0, 1)
+        w.picker.released(route)
+        assert second.booked == 0
+
+        route = await w.ask(range(100, 108))  # cached nowhere: the engine's choice
+        assert "x-data-parallel-rank" not in dict(route.set_headers)
+        assert len(route.endpoints) == 2

@@ -16,7 +16,7 @@ from dynamo_kv_router.index import BlockIndex
 from dynamo_kv_router.load import WorkerLoad
 from dynamo_runtime.discovery import Endpoint, EndpointSource
 
-from dynamo_epp.endpoints.worker import Worker
+from dynamo_epp.endpoints.worker import Rank, Worker
 
 log = logging.getLogger(__name__)
 
@@ -103,10 +103,7 @@ class Pool:
         self.changed.set()
 
     async def _add(self, endpoint: Endpoint) -> None:
-        if self._free_slots:
-            slot = self._free_slots.pop()
-        else:
-            slot, self._slots = self._slots, self._slots + 1
+        slot = self._take_slot()
         confirms = endpoint.stream_port is not None
         worker = Worker(endpoint, slot, WorkerLoad(block_size=1, confirms=confirms))
         self.workers[endpoint.name] = worker
@@ -119,13 +116,32 @@ class Pool:
         follower = self._followers.pop(worker.name, None)
         if follower is not None:
             await follower.stop()
-        self.index.clear(worker.slot)
-        self._free_slots.append(worker.slot)
+        for slot in worker.slots:
+            self.index.clear(slot)
+            self._free_slots.append(slot)
         log.info("worker %s at %s left", worker.name, worker.endpoint.hostport)
+
+    def _take_slot(self) -> int:
+        if self._free_slots:
+            return self._free_slots.pop()
+        self._slots += 1
+        return self._slots - 1
+
+    def set_ranks(self, worker: Worker, numbers: Iterable[int]) -> None:
+        """The worker has a cache for each of these data-parallel ranks; none: a single one."""
+        for rank in worker.ranks:
+            self.index.clear(rank.slot)
+            self._free_slots.append(rank.slot)
+        worker.ranks = tuple(Rank(number, self._take_slot()) for number in numbers)
+
+    def cached_blocks(self, worker: Worker) -> int:
+        """Blocks that the index has of the worker, summed over its caches."""
+        return sum(self.index.blocks(slot) for slot in worker.slots)
 
     def forget_cache(self, worker: Worker, problem: str) -> None:
         """What the index held of the worker is void."""
-        self.index.clear(worker.slot)
+        for slot in worker.slots:
+            self.index.clear(slot)
         worker.live = worker.exact = False
         worker.problem = problem
         self.changed.set()

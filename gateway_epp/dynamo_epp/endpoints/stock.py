@@ -87,10 +87,10 @@ class StockFollower:
         self._url = f"http://{worker.endpoint.hostport}"
         self._asking: asyncio.Task[None] | None = None
         self._listening: asyncio.Task[None] | None = None
-        self._normaliser: Normaliser | None = None
+        self._normalisers: dict[int, Normaliser] = {}  # by slot; one for each rank
+        self._unheard: set[int] = set()  # slots of which no event has come
         self._description: _Description | None = None
         self._has_answered = False
-        self._heard = False  # the engine's past is known, or its first event has come
         self._no_events = ""  # why the cache can't be followed; "" if it can
 
     async def start(self) -> None:
@@ -184,7 +184,9 @@ class StockFollower:
             )
         else:
             self._worker.load.forget_figures()
-        if self._listening is not None and not self._heard:
+        for rank in self._worker.ranks:
+            rank.reported = figures.by_rank.get(rank.number, 0) if figures is not None else 0
+        if self._listening is not None and self._unheard:
             # No replay and no event yet: only an engine that has done nothing caches nothing.
             idle = figures is not None and not (
                 figures.first_tokens or figures.running or figures.waiting
@@ -194,71 +196,84 @@ class StockFollower:
     # --- what is listened to
 
     async def _listen(self, description: _Description) -> None:
-        source = await self._event_source()
-        if source is None:
+        sources = await self._event_sources()
+        if not sources:
             self._no_events = self._no_events or "the engine publishes no KV events"
         elif not description.block_size:
             self._no_events = "the engine does not say its block size"
         else:
             self._no_events = ""
         self._worker.tracked = not self._no_events
-        if source is None or self._no_events:
+        if self._no_events:
             log.warning("%s: %s", self._worker.name, self._no_events)
             self._pool.set_live(self._worker, False, self._no_events)
             return
-        self._normaliser = Normaliser(
-            description.block_size, lambda lora: model_seed(description.model, lora)
-        )
-        self._heard = False
-        self._listening = asyncio.create_task(self._follow(source, self._normaliser))
+        ranks = sorted(sources) if len(sources) > 1 else []
+        self._pool.set_ranks(self._worker, ranks)
+        slots = {rank.number: rank.slot for rank in self._worker.ranks}
+        by_slot = {slots.get(rank, self._worker.slot): one for rank, one in sources.items()}
+        self._normalisers = {
+            slot: Normaliser(
+                description.block_size, lambda lora: model_seed(description.model, lora)
+            )
+            for slot in by_slot
+        }
+        self._unheard = set(by_slot)
+        self._listening = asyncio.create_task(self._follow_all(by_slot))
 
-    async def _event_source(self) -> EngineEventSource | None:
+    async def _event_sources(self) -> dict[int, EngineEventSource]:
+        """Rank -> its events; empty if there are none, with the reason in ``_no_events``."""
+        self._no_events = ""
         try:
             sources = msgspec.json.decode(
                 await self._get("/kv_event_sources"), type=dict[str, _EventSource]
             )
         except aiohttp.ClientResponseError as error:
             self._no_events = f"the engine does not tell its event sockets ({error.status})"
-            return None
-        if not sources:
-            return None
+            return {}
         rank = self._worker.endpoint.rank
         if rank is not None and str(rank) in sources:
             sources = {str(rank): sources[str(rank)]}
-        if len(sources) > 1:
-            self._no_events = (
-                f"the engine has {len(sources)} data-parallel ranks behind one port; "
-                "which of them gets a request can't be chosen"
-            )
-            return None
-        (source,) = sources.values()
         address = self._worker.endpoint.address
-        return EngineEventSource(
-            reachable(source.endpoint, address),
-            reachable(source.replay_endpoint, address) if source.replay_endpoint else None,
-            topic=source.topic,
-        )
+        return {
+            int(number): EngineEventSource(
+                reachable(source.endpoint, address),
+                reachable(source.replay_endpoint, address) if source.replay_endpoint else None,
+                topic=source.topic,
+            )
+            for number, source in sources.items()
+        }
 
-    async def _follow(self, source: EngineEventSource, normaliser: Normaliser) -> None:
+    async def _follow_all(self, sources: dict[int, EngineEventSource]) -> None:
+        async with asyncio.TaskGroup() as group:
+            for slot, source in sources.items():
+                group.create_task(self._follow(slot, source, self._normalisers[slot]))
+
+    async def _follow(self, slot: int, source: EngineEventSource, normaliser: Normaliser) -> None:
         worker, index = self._worker, self._pool.index
         async for item in source.batches():
             changes = normaliser.apply(item)
             if changes.cleared:
-                index.clear(worker.slot)
+                index.clear(slot)
             if changes.removed:
-                index.remove(worker.slot, list(changes.removed))
+                index.remove(slot, list(changes.removed))
             if changes.stored:
-                index.store(worker.slot, list(changes.stored))
-            self._heard = True
-            if not worker.live or worker.exact != normaliser.exact:
-                self._pool.set_live(worker, normaliser.exact, normaliser.why_not_exact)
+                index.store(slot, list(changes.stored))
+            self._unheard.discard(slot)
+            if self._unheard:
+                continue  # of another rank; its past is not known yet
+            inexact = next((n for n in self._normalisers.values() if not n.exact), None)
+            if not worker.live or worker.exact != (inexact is None):
+                why = inexact.why_not_exact if inexact is not None else ""
+                self._pool.set_live(worker, inexact is None, why)
 
     async def _forget(self, problem: str) -> None:
         if self._listening is not None:
             self._listening.cancel()
             await asyncio.gather(self._listening, return_exceptions=True)
             self._listening = None
-        self._normaliser = self._description = None
+        self._description = None
+        self._normalisers = {}
         self._pool.forget_cache(self._worker, problem)
 
 

@@ -15,6 +15,21 @@ from dynamo_epp.endpoints.breaker import Breaker
 
 
 @dataclass(slots=True, eq=False)
+class Rank:
+    """A data-parallel rank of an engine whose ranks are behind one port."""
+
+    number: int
+    slot: int  # of its cache in the prefix index
+    reported: int = 0  # requests that run or wait there, by the engine's metrics
+    booked: int = 0  # of this picker's, those that were sent there and have not ended
+
+    @property
+    def requests(self) -> int:
+        """In hand: the metrics are late, and this picker knows of its own requests only."""
+        return max(self.reported, self.booked)
+
+
+@dataclass(slots=True, eq=False)
 class Worker:
     """State of one engine. ``slot`` is its small integer in the prefix index."""
 
@@ -41,6 +56,8 @@ class Worker:
     """Name of its tokenizer in the tokenizer shelf; "" if the engine itself must be asked."""
     total_blocks: int = 0
     max_model_len: int = 0
+    ranks: tuple[Rank, ...] = ()
+    """Its data-parallel ranks, each with a cache of its own; empty if it has one cache."""
     breaker: Breaker = field(default_factory=Breaker)
     circuit: str = ""
     """Why its circuit keeps requests from it at the moment, or ""; kept by ``Circuits``."""
@@ -53,6 +70,14 @@ class Worker:
     @property
     def name(self) -> str:
         return self.endpoint.name
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """Where the index has its caches."""
+        return (self.slot, *(rank.slot for rank in self.ranks))
+
+    def rank(self, number: int) -> Rank | None:
+        return next((rank for rank in self.ranks if rank.number == number), None)
 
     @property
     def stock(self) -> bool:

@@ -13,6 +13,7 @@ from dynamo_kv_router.keys import block_keys, model_seed
 
 from dynamo_epp.endpoints.worker import Worker
 from dynamo_epp.scheduling.filters.eligibility import reason_to_drop
+from dynamo_epp.scheduling.ranks import ENGINES_CHOICE, best_rank
 
 Chain = tuple[str, str, int]
 """(base model, LoRA adapter or "", tokens a block): see ``Worker.chain``."""
@@ -40,22 +41,31 @@ def candidates(
     matched: Mapping[Chain, Mapping[int, int]],
     index: BlockIndex,
     now: float,
+    blocks: int = 0,
 ) -> list[Candidate]:
-    """One candidate for each worker, in the pool's order; those that can't be chosen say why."""
+    """One candidate for each worker, in the pool's order; those that can't be chosen say why.
+
+    ``blocks`` of the prompt weigh in the choice of a worker's data-parallel rank.
+    """
     result = []
     for worker in workers:
         load, figures = worker.load, worker.load.figures
         requests = load.active_requests()
         depths = matched.get(worker.chain(model)) if worker.live and matched else None
+        rank, overlap = ENGINES_CHOICE, depths.get(worker.slot, 0) if depths else 0
+        cached = index.blocks(worker.slot)
+        if worker.ranks:
+            rank, overlap = best_rank(worker.ranks, depths, blocks)
+            cached = sum(index.blocks(slot) for slot in worker.slots)
         result.append(
             Candidate(  # by position: by name it would take twice as long
                 worker.endpoint.name,
                 worker.hostport,
-                depths.get(worker.slot, 0) if depths else 0,
+                overlap,
                 load.active_prefill_tokens(now),
                 load.active_decode_blocks(),
                 requests,
-                index.blocks(worker.slot),
+                cached,
                 worker.live and worker.exact,
                 reason_to_drop(worker, model),
                 worker.live and worker.tracked,
@@ -67,6 +77,7 @@ def candidates(
                 max(0.0, requests - load.in_hand_then),
                 worker.endpoint.role,
                 worker.endpoint.generation,
+                rank,
             )
         )
     return result
