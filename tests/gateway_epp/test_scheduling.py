@@ -13,7 +13,6 @@ from dynamo_epp.scheduling.approximate import ApproximateParameters, Approximate
 from dynamo_epp.scheduling.ask import Ask, Prefixes
 from dynamo_epp.scheduling.candidates import candidates
 from dynamo_epp.scheduling.catalogue import MADE, make
-from dynamo_epp.scheduling.filters import PREFILL_RULES
 from dynamo_epp.scheduling.plugin import Filter, Picker, Scorer
 from dynamo_epp.scheduling.profile import Profile
 from dynamo_epp.scheduling.scheduler import Scheduler
@@ -286,10 +285,11 @@ def test_roles_by_label_or_by_the_endpoint() -> None:
     assert kept(plugin("encode-filter"), ask(workers), workers) == []
 
 
-def test_a_second_ranking_is_of_prefill_workers_only() -> None:
+def test_roles_are_told_and_left_to_the_pairing() -> None:
     workers = [worker(0), worker(1, role="prefill")]
-    found = candidates(workers, "m", {}, BlockIndex(), NOW, PREFILL_RULES)
-    assert [candidate.dropped for candidate in found] == ["no prefill role", ""]
+    found = candidates(workers, "m", {}, BlockIndex(), NOW)
+    told = [(candidate.role, candidate.dropped) for candidate in found]
+    assert told == [("worker", ""), ("prefill", "")]
 
 
 def test_utilization_filter_fails_open_for_what_is_not_known() -> None:
