@@ -559,9 +559,9 @@ class KvPicker:
         outcome["duration_s"] = round(seconds, 6)
         if route.served:
             outcome["upstream"] = route.served
-        result = "success" if 200 <= route.status < 400 else "error"
-        if not route.complete:  # as a rule because the client left; the relay can't tell
-            result = "cancelled"
+        result = "error" if route.status >= 400 else "success"
+        if not route.complete and result == "success":
+            result = "cancelled"  # as a rule because the client left; the relay can't tell
         metrics = self._metrics.model(booking.entry.model)
         metrics.duration.observe(seconds)
         metrics.ended(booking.entry.path, booking.entry.stream, result)

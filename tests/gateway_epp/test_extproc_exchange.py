@@ -558,3 +558,31 @@ def test_nothing_that_comes_in_raises_or_picks_twice(
     assert immediates <= 1
     assert answered_headers <= 1
     assert answered_body_end <= 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "ended", "complete"),
+    [
+        (ProcessingMode.FULL_DUPLEX_STREAMED, False, False),
+        (ProcessingMode.FULL_DUPLEX_STREAMED, True, True),
+        (ProcessingMode.STREAMED, True, True),
+        (ProcessingMode.NONE, False, True),
+    ],
+)
+def test_a_relay_knows_whether_an_answer_was_whole(mode: int, ended: bool, complete: bool) -> None:
+    exchange, route = Exchange(), Route(("10.0.0.1:1",))
+    message = pb.ProcessingRequest()
+    message.protocol_config.request_body_mode = ProcessingMode.FULL_DUPLEX_STREAMED
+    message.protocol_config.response_body_mode = mode  # type: ignore[assignment]
+    message.request_headers.end_of_stream = True
+    exchange.feed(message.SerializeToString())
+    exchange.answer(route)
+    message = pb.ProcessingRequest()
+    message.response_headers.headers.headers.add(key=":status", raw_value=b"200")
+    exchange.feed(message.SerializeToString())
+    message = pb.ProcessingRequest()
+    message.response_body.body = b"x"
+    message.response_body.end_of_stream = ended
+    if mode != ProcessingMode.NONE:
+        exchange.feed(message.SerializeToString())
+    assert (route.status, route.complete) == (200, complete)

@@ -75,6 +75,13 @@ def rewrite() -> dict[str, Any]:
     }
 
 
+def objective() -> dict[str, Any]:
+    return {
+        "metadata": {"name": "urgent", "namespace": "ns"},
+        "spec": {"poolRef": {"name": "pool"}, "priority": 7},
+    }
+
+
 async def ready(address: str) -> tuple[int, str]:
     async with (
         aiohttp.ClientSession() as client,
@@ -117,6 +124,10 @@ async def test_a_pool_that_comes_goes_and_comes_back(
             api.put("/apis/llm-d.ai/v1alpha2/inferencemodelrewrites", rewrite())
             await asyncio.wait_for(ruled.wait(), 100)
             assert pickers[0]._picker.rules.exact.keys() == {"nice"}
+            ruled.clear()
+            api.put("/apis/llm-d.ai/v1alpha2/inferenceobjectives", objective())
+            await asyncio.wait_for(ruled.wait(), 100)
+            assert pickers[0]._gate.objectives("urgent") == 7
             api.delete(POOLS, "ns", "pool")
             await lifecycle.until("InferencePool ns/pool does not exist")
             assert await ready(own_address) == (

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from dynamo_epp.requests import parse, strip_kv_transfer_params
+from dynamo_epp.requests import parse, replace_model, strip_kv_transfer_params
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -86,3 +86,31 @@ def test_parse_announces_them() -> None:
         content = json.dumps({"model": "m", "prompt": "a", **fields}).encode()
         assert parse("/v1/completions", content).has_kv_transfer_params
     assert not parse("/v1/completions", b'{"model":"m","prompt":"a"}').has_kv_transfer_params
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b'{"model": "a", "n": 1.50}', b'{"model":"b\\"","n":1.50}'),
+        (b'{"n": [ 1 ] , "model":"a"}', b'{"n":[ 1 ],"model":"b\\""}'),
+        (rb'{"mo\u0064el":"a","t":"\u00e9"}', rb'{"model":"b\"","t":"\u00e9"}'),
+        (b'{"model":"a","model":"c"}', b'{"model":"b\\""}'),
+    ],
+)
+def test_another_model(content: bytes, expected: bytes) -> None:
+    assert replace_model(content, 'b"') == expected
+
+
+def test_another_model_in_a_body_that_only_python_reads() -> None:
+    replaced = json.loads(replace_model(b'{"x": NaN, "s": "\\ud800", "model": "a"}', "b"))
+    assert (replaced["model"], replaced["s"], list(replaced)) == (
+        "b",
+        "\ud800",
+        ["x", "s", "model"],
+    )
+
+
+@given(st.dictionaries(st.text(max_size=4), values, max_size=4), st.text(max_size=8))
+def test_all_other_fields_stay(fields: dict[str, Any], model: str) -> None:
+    content = json.dumps({**fields, "model": "a"}).encode()
+    assert json.loads(replace_model(content, model)) == {**fields, "model": model}

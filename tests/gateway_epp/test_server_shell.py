@@ -182,6 +182,24 @@ async def test_a_failing_picker_is_an_error_body_not_a_grpc_error(
     assert "no idea" in caplog.text
 
 
+async def test_an_answer_that_can_not_be_written_is_an_error_too(
+    picker: ScriptedPicker, channel: grpc.aio.Channel
+) -> None:
+    """A stream that merely ended would let the request go on without its body."""
+
+    async def broken(_: PickRequest) -> Route:
+        return Route((1,))  # type: ignore[arg-type]
+
+    picker.behaviour = broken
+    peer = Peer(channel)
+    await peer.say(head())
+    answer = await peer.hear()
+    assert answer is not None
+    assert answer.immediate_response.status.code == 500
+    assert await peer.hear() is None
+    assert await peer.call.code() == grpc.StatusCode.OK
+
+
 async def test_garbage_is_no_grpc_error(channel: grpc.aio.Channel) -> None:
     peer = Peer(channel)
     await peer.call.write(b"\xff\xff\xff")

@@ -50,6 +50,7 @@ SUBSET_KEY = "x-gateway-destination-endpoint-subset"
 SERVED_NAMESPACE = "envoy.lb"
 SERVED_KEY = "x-gateway-destination-endpoint-served"
 
+_RESPONSE_HEADERS = (":status", "content-type", "content-encoding")  # those that are looked at
 _STATUS = re.compile(r"[0-9]{1,3}")
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:@+/=~-]{1,128}")
 
@@ -90,6 +91,7 @@ class Exchange:
         "_head",
         "_make_request_id",
         "_request_id",
+        "_response_unseen",
         "_restorer",
         "_route",
         "_served_header",
@@ -110,6 +112,7 @@ class Exchange:
     ) -> None:
         self._duplex_request = duplex
         self._duplex_response = duplex
+        self._response_unseen = False  # its body does not come here
         self._body_limit = body_limit
         self._decision_header = decision_header
         self._served_header = served_header
@@ -204,6 +207,7 @@ class Exchange:
         request, response = config.request_body_mode, config.response_body_mode
         self._duplex_request = request == ProcessingMode.FULL_DUPLEX_STREAMED
         self._duplex_response = response == ProcessingMode.FULL_DUPLEX_STREAMED
+        self._response_unseen = response == ProcessingMode.NONE
         if not self._duplex_request and request != ProcessingMode.BUFFERED:
             self._unusable = ProcessingMode.BodySendMode.Name(request)
 
@@ -305,11 +309,11 @@ class Exchange:
         route = self._route
         if route is None:
             return [wire.CONTINUE_RESPONSE_HEADERS]
-        headers = {
-            header.key.lower(): header.raw_value.decode("ascii", "replace") or header.value
-            for header in message.response_headers.headers.headers
-        }
-        route.complete = message.response_headers.end_of_stream
+        headers: dict[str, str] = {}
+        for header in message.response_headers.headers.headers:
+            if header.key in _RESPONSE_HEADERS:
+                headers[header.key] = header.raw_value.decode("ascii", "replace") or header.value
+        route.complete = message.response_headers.end_of_stream or self._response_unseen
         status = headers.get(":status", "")
         route.status = int(status) if _STATUS.fullmatch(status) else 0
         if message.HasField("metadata_context"):

@@ -69,7 +69,8 @@ class Route:
     booking: object = None  # the picker's own
     status: int = 0  # filled in by a relayed response: its HTTP status
     served: str = ""  # filled in by a relayed response: the endpoint that answered, if told
-    complete: bool = False  # filled in by a relayed response: its end has passed through
+    complete: bool = False
+    """Filled in by a relayed response: its end has passed through, or would not have come here."""
 
 
 @dataclass(frozen=True, slots=True)

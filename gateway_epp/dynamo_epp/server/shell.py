@@ -8,12 +8,13 @@ and nowhere else: Envoy never sees a gRPC error (it would turn one into a bare 5
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 
 import grpc
 
-from dynamo_epp.extproc import Exchange, Picker, PickRequest, Refusal, Route
+from dynamo_epp.extproc import Exchange, Picker, PickRequest, Refusal, Route, wire
 from dynamo_epp.extproc.messages import REQUEST_ID_HEADER
 from dynamo_epp.requests.errors import error_body
 from dynamo_epp.server import access_log
@@ -147,8 +148,11 @@ class PickerServer:
                 if exchange.closed:
                     return
         except Exception:
-            # The stream broke under us, or the shell has a bug; either way Envoy gets a clean end.
+            # The stream broke under us, or there is a bug. A mere end would let the request go on
+            # without the part of its body that is here; nobody takes the answer of a broken stream.
             log.exception("an ext_proc stream ended early")
+            with contextlib.suppress(Exception):
+                await context.write(wire.immediate(PICKER_FAILED))
         finally:
             self.streams -= 1
             if route is not None:
