@@ -183,6 +183,8 @@ class Refused:
     model: str  # as the client wrote it; "" if it was not read
     reason: str  # one word, as metrics have it: bad-request, unknown-model, …
     message: str  # what the client was told
+    tenant: str = ""
+    stages_ms: dict[str, float] = field(default_factory=dict)
     outcome: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -201,7 +203,7 @@ class Refused:
             "path": self.path,
             "model": self.model,
             "stream": False,
-            "tenant": "",
+            "tenant": self.tenant,
             "how": "refused",
             "mode": "",
             "profile": "",
@@ -215,7 +217,7 @@ class Refused:
             "block_size": 0,
             "blocks": 0,
             "disagg": None,
-            "stages_ms": {},
+            "stages_ms": self.stages_ms,
             "outcome": self.outcome,
         }
 

@@ -149,8 +149,14 @@ class Asked:
     started: float  # monotonic seconds
     named: str = ""  # the model that the client named; a rewrite may have changed ``parsed``
     waited_s: float = 0.0  # at the gate
+    tenant: str = ""
     parsed: ParsedRequest | None = None
     entry: Entry | None = None  # once it was decided
+
+    def stages_ms(self, now: float) -> dict[str, float]:
+        """What took its time until ``now``, of a request that nothing was chosen for."""
+        stages = {"parse": (now - self.started - self.waited_s) * 1e3}
+        return stages | ({"queue": self.waited_s * 1e3} if self.waited_s else {})
 
 
 def _result(logged: AccessEntry) -> str:
@@ -284,8 +290,11 @@ class KvPicker:
         headers = request.head.headers
         arrival = Arrival(parsed.model, base, headers, tokens, parsed.body_bytes)
         arrived = self._clock()
-        admitted = await self._gate.enter(arrival)
-        asked.waited_s = self._clock() - arrived
+        try:
+            admitted = await self._gate.enter(arrival)
+        finally:
+            asked.waited_s = self._clock() - arrived
+        asked.tenant = admitted.tenant
         if isinstance(admitted, Rejection):
             if admitted.reason == NO_ENDPOINTS and self._pool.serving(parsed.model):
                 # The choice fails, too, and so keeps what is wrong with each of them.
@@ -347,7 +356,7 @@ class KvPicker:
                 **({"queue": asked.waited_s * 1e3} if asked.waited_s else {}),
                 "tokenize": (tokenized_at - parsed_at) * 1e3,
             },
-            tenant=admitted.tenant if admitted else "",
+            tenant=asked.tenant,
         )
         self._journal.add(entry)
         if pairing.why is Why.NO_SECRET and not self._told_no_secret:
@@ -542,12 +551,13 @@ class KvPicker:
             model=parsed.model if parsed is not None else "",
             reason=reason,
             message=_message(answer),
+            tenant=asked.tenant,
+            stages_ms=asked.stages_ms(self._clock()),
             outcome={"status": answer.status, "dropped_reason": reason},
         )
         self._journal.refuse(refused)
         if self._tracing is not None:
-            took_ms = (self._clock() - asked.started) * 1e3
-            spans.refused(self._tracing, headers, refused, answer.status, took_ms)
+            spans.refused(self._tracing, headers, refused)
         if self._relays and self._access_log:
             request_log.ended(refused)
 

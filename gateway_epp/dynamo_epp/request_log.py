@@ -36,6 +36,8 @@ def fields(entry: Entry | Refused) -> dict[str, Any]:
         "path": entry.path,
         "model": entry.model,
     }
+    if entry.tenant:
+        line["tenant"] = entry.tenant
     if isinstance(entry, Refused):
         line |= {"how": "refused", "reason": entry.reason}
     else:
@@ -57,8 +59,6 @@ def _decided(entry: Entry) -> dict[str, Any]:
     }
     if entry.disagg is not None:
         line |= {"disagg": entry.disagg.decision, "disagg_reason": entry.disagg.reason}
-    if entry.tenant:
-        line["tenant"] = entry.tenant
     if chosen is not None:
         line |= {"overlap_blocks": chosen.candidate.overlap_blocks, "blocks": shell.size.blocks}
     if entry.prompt_tokens >= 0:

@@ -76,16 +76,16 @@ def decided(
     return tuple(onward.items())
 
 
-def refused(
-    tracing: Tracing, headers: Mapping[str, str], what: Refused, status: int, took_ms: float
-) -> None:
+def refused(tracing: Tracing, headers: Mapping[str, str], what: Refused) -> None:
     """Record a request that was answered before there was anything to choose."""
     described: dict[str, Attribute] = {
         "dynamo.request_id": what.request_id,
         "error.type": what.reason,
-        "http.response.status_code": status,
+        "http.response.status_code": what.outcome["status"],
     }
     if what.model:
         described["gen_ai.request.model"] = what.model
-    stages = [("parse", took_ms)]
+    if what.tenant:
+        described["dynamo.tenant"] = what.tenant
+    stages = list(what.stages_ms.items())
     tracing.record(NAME, headers, int(what.time * 1e9), stages, described, what.reason)

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from dynamo_epp.admission.endpoints import PoolEndpoints
+from dynamo_epp.admission.gate import Gate
+from dynamo_epp.admission.metrics import AdmissionMetrics
+from dynamo_epp.admission.settings import FlowControlSettings
 from dynamo_epp.endpoints.pool import Pool
 from dynamo_epp.endpoints.worker import Worker
 from dynamo_epp.explain import Journal
@@ -73,7 +77,12 @@ class Scene:
         return await self.picker.pick(PickRequest(head, body or json.dumps(asked).encode()))
 
 
-async def scene(*, stream_port: int | None = 5557, **options: Any) -> Scene:
+async def scene(
+    *,
+    stream_port: int | None = 5557,
+    flow_control: FlowControlSettings | None = None,
+    **options: Any,
+) -> Scene:
     pool = Pool(Nothing(), lambda pool, worker: Nothing())
     await pool.apply(
         Endpoint(f"w-{n}", f"10.0.0.{n}", 8000, ready=True, stream_port=stream_port) for n in (0, 1)
@@ -91,6 +100,10 @@ async def scene(*, stream_port: int | None = 5557, **options: Any) -> Scene:
         pool.set_live(worker, exact=True)
     pool.index.store(pool.workers["w-1"].slot, block_keys(range(4), BLOCK, seed=model_seed("m")))
     journal, registry, now = Journal(100), CollectorRegistry(), [0.0]
+    if flow_control is not None:
+        admission = AdmissionMetrics(registry)
+        endpoints = PoolEndpoints(pool)
+        options["gate"] = Gate(flow_control, endpoints, admission, clock=lambda: now[0])
     picker = KvPicker(
         pool,
         EightTokens(),

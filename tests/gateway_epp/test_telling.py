@@ -6,6 +6,12 @@ import logging
 from typing import Any
 
 import pytest
+from dynamo_epp.admission.settings import (
+    FlowControlSettings,
+    IdentitySettings,
+    RateLimit,
+    RateLimits,
+)
 from dynamo_epp.explain import Entry, Refused
 from dynamo_epp.extproc import Refusal, Route
 from dynamo_epp.metrics import MAX_MODELS, OTHER, PickerMetrics
@@ -159,6 +165,25 @@ async def test_a_refused_request_can_be_explained() -> None:
     assert bad.outcome == {"status": 400, "dropped_reason": "bad-request"}
     assert (unknown.model, unknown.reason) == ("<b>", "unknown-model")
     assert "does not exist" in unknown.message
+
+
+async def test_a_refusal_at_the_gate_names_the_tenant(caplog: pytest.LogCaptureFixture) -> None:
+    limits = RateLimits(RateLimit(requests_per_s=1, burst_s=1))
+    settings = FlowControlSettings(limits=limits, identity=IdentitySettings(tenant_header="x-team"))
+    tracing, exporter = traced()
+    s = await scene(flow_control=settings, access_log=True, tracing=tracing)
+    for request_id in ("first", "second"):
+        await s.ask(request_id, headers={"x-team": "a"})
+        s.picker.on_access_log(logged(request_id))
+    first, second = s.journal.find("first"), s.journal.find("second")
+    assert isinstance(first, Entry)
+    assert isinstance(second, Refused)
+    assert (first.tenant, second.tenant, second.model) == ("a", "a", "m")
+    assert [line["tenant"] for line in lines(caplog)] == ["a", "a"]
+    pick = exporter.get_finished_spans()[-1]
+    assert pick.attributes is not None
+    assert pick.attributes["dynamo.tenant"] == "a"
+    assert pick.attributes["http.response.status_code"] == 429
 
 
 async def test_a_client_that_leaves_while_it_waits_is_told_of() -> None:

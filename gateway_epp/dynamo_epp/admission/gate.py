@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Protocol
 
@@ -78,6 +78,7 @@ class Rejection:
     reason: str
     message: str
     retry_after_s: int  # ≥ 1
+    tenant: str = ""  # of the request; "" if nobody said who it is
 
 
 class Admitted:
@@ -180,13 +181,14 @@ class Gate:
         """Wait until the request may go. Cancelling gives its place to the next at once."""
         identity, now = self._settings.identity, self._clock()
         tenant = tenant_of(arrival.headers, identity)
+        told = "" if tenant == DEFAULT_TENANT else tenant
         priority = priority_of(arrival.headers, identity, self.objectives)
         pickers = 1 if self._limiter.idle else self._endpoints.pickers()
         charge = self._limiter.take(tenant, arrival.tokens, pickers, now)
         if isinstance(charge, float):
             refused = _rate_limited(tenant, charge)
             self._count(tenant, priority, refused.reason)
-            return refused
+            return replace(refused, tenant=told)
         lane = arrival.base or self._bases.get(arrival.model, arrival.model)
         item = Item(lane, tenant, priority, max(1.0, arrival.tokens), arrival.size, now)
         try:
@@ -198,7 +200,7 @@ class Gate:
         self._count(tenant, priority, rejection.reason if rejection else "dispatched")
         if rejection:
             self._limiter.refund(charge)
-            return rejection
+            return replace(rejection, tenant=told)
         state = self._lanes[lane]
 
         def leave(admitted: Admitted) -> None:
@@ -207,7 +209,6 @@ class Gate:
                 self._limiter.refund(charge)
             self.kick()
 
-        told = "" if tenant == DEFAULT_TENANT else tenant
         waited_s = self._clock() - now
         return Admitted(told, priority, waited_s, charge, leave)
 
