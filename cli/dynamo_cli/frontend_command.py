@@ -177,6 +177,15 @@ def frontend(
             help="kv: 0 takes the cheapest worker, more spreads the load.",
         ),
     ] = 0.0,
+    unconfirmed_spread: Annotated[
+        float,
+        typer.Option(
+            "--router-unconfirmed-spread",
+            envvar="DYN_ROUTER_UNCONFIRMED_SPREAD",
+            help="kv, stock engines: workers that cost at most this share of the prompt more count "
+            "as good, too, so that several pickers don't all take the same one; 0: the cheapest.",
+        ),
+    ] = 0.5,
     config_file: Annotated[
         Path | None,
         typer.Option(
@@ -309,6 +318,7 @@ def frontend(
             prefill_load_scale=prefill_load_scale,
             decode_active_request_weight=active_request_weight,
             temperature=temperature,
+            unconfirmed_spread=unconfirmed_spread,
         )
         disagg, secret = paired.pairing(
             enforce=enforce_disagg,

@@ -95,6 +95,11 @@ class Policy:
     """Cost in blocks of each active request."""
     temperature: float = 0.0
     """0 takes the cheapest; above, a softmax over costs scaled to [0, 1]."""
+    unconfirmed_spread: float = 0.5
+    """Where load is not confirmed (stock engines), several pickers that read the same figures would
+    all take the cheapest: workers that cost at most this share of the prompt's blocks more count
+    as good too, and the cheaper of two drawn from the best quarter of them is taken. 0: the
+    cheapest is."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -107,6 +112,7 @@ class Policy:
             "prefill_load_scale",
             "decode_active_request_weight",
             "temperature",
+            "unconfirmed_spread",
         ):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
@@ -235,6 +241,13 @@ def _rank_kv(
     scored = list(map(Scored, eligible, kv_costs(size, eligible, policy)))
     if policy.temperature > 0:
         return _softmax_order(scored, policy.temperature, rng)
+    ranked = _by_cost(scored, rng)
+    if policy.unconfirmed_spread > 0 and not ranked[0].candidate.confirms:
+        _spread(ranked, policy.unconfirmed_spread * size.blocks, rng)
+    return ranked
+
+
+def _by_cost(scored: Sequence[Scored], rng: Rng) -> list[Scored]:
     # Equal costs: the worker with fewer requests, then the one with the emptier cache (its blocks
     # are the cheapest to give up), then chance, so that no worker is preferred by its name.
     return sorted(
@@ -246,6 +259,20 @@ def _rank_kv(
             rng.random(),
         ),
     )
+
+
+def _spread(ranked: list[Scored], slack: float, rng: Rng) -> None:
+    """Power of two choices among the best: the cheaper of two drawn comes first, in place.
+
+    The best are the cheapest quarter of the candidates, at least two, without those that cost more
+    than ``slack`` blocks above the cheapest. Source: Mitzenmacher 2001, and for a random subset
+    against stale figures the same author's "How useful is old information?" (2000).
+    """
+    limit = ranked[0].cost + slack
+    best = sum(scored.cost <= limit for scored in ranked[: max(2, len(ranked) // 4)])
+    drawn = min(int(rng.random() * best), int(rng.random() * best))
+    if drawn:
+        ranked.insert(0, ranked.pop(drawn))
 
 
 def _softmax_order(scored: Sequence[Scored], temperature: float, rng: Rng) -> list[Scored]:

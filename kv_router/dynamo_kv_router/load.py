@@ -20,6 +20,10 @@ from dynamo_kv_router.engine_metrics import EngineFigures
 STALE_S = 5.0
 """Seconds after which an engine's figures are not believed any more. Engines are asked once a
 second, ours tell once a second: five missed in a row are no accident."""
+OTHERS_SHARE = 1 / 3
+"""Of the blocks that other pickers' requests hold on a stock engine, the share that counts as cost.
+All pickers read the same figures: if each made up for the whole difference that it sees, together
+they would make up for it several times over. Three at once are taken as the rule."""
 UNTOLD = EngineFigures(0, 0, 0.0, 0.0)
 """Figures of an engine that has told none."""
 

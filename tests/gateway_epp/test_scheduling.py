@@ -345,6 +345,24 @@ def test_sessions_stay_until_their_worker_is_gone() -> None:
     assert len({pick("one", workers, NOW + 301 * turn) for turn in range(1, 30)}) > 1
 
 
+def test_a_session_has_a_worker_for_each_part_of_its_requests() -> None:
+    decoders, prefillers = [worker(0), worker(1)], [worker(2), worker(3)]
+    rule = plugin("session-affinity-filter", strategy="session_id")
+    profiles = {name: Profile(name, (("s", rule),), (), picker()) for name in ("decode", "prefill")}
+    scheduler = Scheduler(profiles, "decode")
+    rng, picked = random.Random(0), set()
+    for _ in range(10):
+        asked = ask([*decoders, *prefillers], headers={"x-session-id": "one"})
+        both = [
+            scheduler.decide(asked, seen(decoders), rng),
+            scheduler.decide(asked, seen(prefillers), rng, profile="prefill"),
+        ]
+        for decision in both:
+            scheduler.picked(asked, decision)
+        picked.add(tuple(decision.endpoints[0] for decision in both))
+    assert len(picked) == 1
+
+
 def test_a_session_token_names_a_pod() -> None:
     workers = [worker(0), worker(1)]
     rule = plugin("session-affinity-filter")

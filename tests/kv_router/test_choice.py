@@ -164,3 +164,25 @@ def test_every_candidate_is_either_ranked_or_dropped_once(
     if mode == "kv" and temperature == 0:
         costs = [scored.cost for scored in decision.ranked]
         assert costs == sorted(costs)
+
+
+def test_stock_engines_that_cost_nearly_the_same_share_the_picks() -> None:
+    rng = random.Random(0)
+    stock = [worker(f"w{n}", confirms=False, active_decode_blocks=n / 10) for n in range(8)]
+    picked = Counter(choose(SIZE, stock, Policy(), rng).endpoints[0] for _ in range(1000))
+    assert set(picked) == {"127.0.0.1:0", "127.0.0.1:1"}
+    assert picked["127.0.0.1:0"] == pytest.approx(750, abs=60)
+    cheapest = Policy(unconfirmed_spread=0.0)
+    assert {choose(SIZE, stock, cheapest, rng).endpoints[0] for _ in range(100)} == {"127.0.0.1:0"}
+
+
+def test_a_long_prefix_on_a_stock_engine_is_not_given_up_for_the_spread() -> None:
+    stock = [worker("w0", confirms=False, overlap_blocks=9), worker("w1", confirms=False)]
+    rng = random.Random(0)
+    assert {choose(SIZE, stock, Policy(), rng).endpoints[0] for _ in range(100)} == {"127.0.0.1:0"}
+
+
+def test_ours_are_not_spread_at_random() -> None:
+    ours = [worker(f"w{n}", active_decode_blocks=n / 10) for n in range(8)]
+    rng = random.Random(0)
+    assert {choose(SIZE, ours, Policy(), rng).endpoints[0] for _ in range(100)} == {"127.0.0.1:0"}

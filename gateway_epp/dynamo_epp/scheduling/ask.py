@@ -28,7 +28,8 @@ class Ask:
     content: Callable[[], bytes] = bytes  # what the prompt is made of, where tokens are not known
     extras: Sequence[bytes] = ()  # what else its cached blocks depend on: see ``block_extras``
     peer: Worker | None = None  # whom the other half of a divided request goes to
-    prefixes: Prefixes | None = None  # filled in by the profile
+    profile: str = ""  # the profile that runs; it fills in this and the next
+    prefixes: Prefixes | None = None
 
     def worker(self, candidate: Candidate) -> Worker:
         return self.workers[candidate.name]

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from dynamo_kv_router.choice import Candidate
 from dynamo_kv_router.index import BlockIndex
 from dynamo_kv_router.keys import block_keys, model_seed
+from dynamo_kv_router.load import OTHERS_SHARE
 
 from dynamo_epp.endpoints.worker import Worker
 from dynamo_epp.scheduling.filters.eligibility import reason_to_drop
@@ -51,6 +52,9 @@ def candidates(
     for worker in workers:
         load, figures = worker.load, worker.load.figures
         requests = load.active_requests()
+        decode_blocks = load.active_decode_blocks()
+        if not load.confirms:
+            decode_blocks -= (1.0 - OTHERS_SHARE) * load.others_blocks
         depths = matched.get(worker.chain(model)) if worker.live and matched else None
         rank, overlap = ENGINES_CHOICE, depths.get(worker.slot, 0) if depths else 0
         cached = index.blocks(worker.slot)
@@ -63,7 +67,7 @@ def candidates(
                 worker.hostport,
                 overlap,
                 load.active_prefill_tokens(now),
-                load.active_decode_blocks(),
+                decode_blocks,
                 requests,
                 cached,
                 worker.live and worker.exact,

@@ -40,6 +40,7 @@ class Profile:
         what is cached, and ``exact`` only if all that was looked at is known exactly.
         """
         prefixes = ask.prefixes = Prefixes(ask, approximate)
+        ask.profile = self.name
         eligible = [candidate for candidate in candidates if not candidate.dropped]
         dropped = [candidate for candidate in candidates if candidate.dropped]
         pool = len(eligible)

@@ -29,13 +29,10 @@ class Scheduler:
         self.reads_prompt = reads_prompt
         """Whether any plugin looks at the prompt; otherwise it need not be tokenized."""
         self._approximate = approximate or ApproximatePrefixes()
-        plugins = [
-            plugin
-            for profile in profiles.values()
-            for plugin in (*(f for _, f in profile.filters), *(s for *_, s in profile.scorers))
-        ]
-        unique = {id(plugin): plugin for plugin in plugins}.values()
-        self._watchers = tuple(plugin for plugin in unique if isinstance(plugin, Watcher))
+        self._watchers = {
+            name: tuple(plugin for plugin in _plugins(profile) if isinstance(plugin, Watcher))
+            for name, profile in profiles.items()
+        }
 
     def decide(
         self,
@@ -57,7 +54,7 @@ class Scheduler:
         """The request goes to the first of ``decision``: what has to be remembered is."""
         if decision.chosen is None:
             return
-        for watcher in self._watchers:
+        for watcher in self._watchers[decision.profile]:
             watcher.picked(ask, decision)
         candidate = decision.chosen.candidate
         prefixes = ask.prefixes
@@ -65,3 +62,9 @@ class Scheduler:
         if prefixes is not None and prefixes.asked and not prefixes.exact(candidate):
             prefixes.record(candidate)
             self._approximate.keep(ask.workers)
+
+
+def _plugins(profile: Profile) -> list[object]:
+    """Its filters and scorers, each once: some are both."""
+    used = (*(each for _, each in profile.filters), *(each for _, _, each in profile.scorers))
+    return list({id(plugin): plugin for plugin in used}.values())

@@ -65,14 +65,14 @@ class Sessions:
         config = parameters.session_id_config
         self._id_headers = [source.header.strip().lower() for source in config.sources]
         self._ttl = config.eviction_ttl_seconds
-        # Session -> (name of its worker, when it was last used), the longest idle first.
-        self._bound: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        # (profile, session) -> (name of its worker, when it was last used), the longest idle first.
+        self._bound: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
 
     def place(self, ask: Ask, candidates: Sequence[Candidate]) -> int | None:
         """Index of the candidate that the session belongs to; None if there is none among them."""
         name = _pod_of(ask.headers.get(self._token_header, ""))
         if not self._by_token:
-            name, used = self._bound.get(self._session(ask), ("", 0.0))
+            name, used = self._bound.get((ask.profile, self._session(ask)), ("", 0.0))
             if ask.now - used > self._ttl:
                 return None
         if not name:
@@ -84,11 +84,12 @@ class Sessions:
         session = "" if self._by_token else self._session(ask)
         if not session or decision.chosen is None:
             return
-        name, used = self._bound.pop(session, ("", 0.0))
+        key = decision.profile, session
+        name, used = self._bound.pop(key, ("", 0.0))
         here = (scored.candidate.name for scored in decision.ranked)
         if ask.now - used > self._ttl or name not in here:
             name = decision.chosen.candidate.name
-        self._bound[session] = (name, ask.now)
+        self._bound[key] = (name, ask.now)
         while len(self._bound) > MOST_SESSIONS:
             self._bound.popitem(last=False)
 
