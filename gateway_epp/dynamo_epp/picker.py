@@ -42,7 +42,7 @@ from dynamo_epp.admission.gate import (
     Rejection,
 )
 from dynamo_epp.compact import Kept
-from dynamo_epp.endpoints.circuits import Circuits
+from dynamo_epp.endpoints.circuits import Circuits, told
 from dynamo_epp.endpoints.pool import Pool
 from dynamo_epp.endpoints.worker import Rank, Worker
 from dynamo_epp.explain import Disagg, Entry, Journal, Refused
@@ -883,7 +883,7 @@ class KvPicker:
                     "role": worker.endpoint.role,
                     "state": worker.state(),
                     "problem": worker.problem,
-                    "circuit": worker.breaker.blocks(now),
+                    "circuit": told(worker, now),
                     "models": sorted(worker.models),
                     "block_size": worker.block_size,
                     "cached_blocks": self._pool.cached_blocks(worker),

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from dynamo_epp.endpoints.breaker import Breaker, BreakerSettings, State
-from dynamo_epp.endpoints.circuits import Circuits, obeyed, verdicts
+from dynamo_epp.endpoints.circuits import Circuits, obeyed, told, verdicts
 from dynamo_epp.endpoints.worker import Worker
 from dynamo_epp.scheduling.filters.eligibility import reason_to_drop
 from dynamo_epp.server import AccessEntry
@@ -236,6 +236,9 @@ def test_the_last_endpoint_is_never_kept_away_also_when_others_go() -> None:
     circuits.apply(1.0)
     assert reason_to_drop(workers[0], "m") == ""
     assert circuits.states(1.0) == {"disobeyed": 1, "closed": 2}
+    assert told(workers[0], 1.0).endswith(
+        "; it gets requests all the same, as too few others are left"
+    )
 
 
 def test_when_all_fail_it_is_not_the_endpoints() -> None:

@@ -71,6 +71,14 @@ def obeyed(workers: Iterable[Worker], now: float, settings: BreakerSettings) -> 
     return result
 
 
+def told(worker: Worker, now: float) -> str:
+    """The circuit of ``worker`` in words; "" if it is closed."""
+    why = worker.breaker.blocks(now)
+    if why and not worker.circuit:
+        return f"{why}; it gets requests all the same, as too few others are left"
+    return why
+
+
 class Circuits:
     """All circuits of a pool. ``workers`` gives its workers, ``on_open`` hears of openings."""
 
