@@ -119,6 +119,7 @@ def test_what_began_before_it_opened_tells_nothing() -> None:
     breaker = opened(now=10.0)
     assert breaker.state(20.0) is State.HALF_OPEN
     breaker.success("request", 20.0, SETTINGS, began=9.0)  # a long answer, from better days
+    breaker.success("request", 20.0, SETTINGS, began=12.0)  # sent while too few others were left
     assert breaker.state(20.0) is State.HALF_OPEN
     breaker.success("request", 20.5, SETTINGS, began=20.1)
     assert breaker.state(20.5) is State.CLOSED
@@ -251,6 +252,13 @@ def test_when_all_fail_it_is_not_the_endpoints() -> None:
     circuits.succeeded(workers[2], "request", 10.0)
     circuits.succeeded(workers[0], "request", 10.0)
     assert circuits.states(10.0) == {"closed": 2, "half-open": 2}
+
+
+def test_a_share_of_all_leaves_one() -> None:
+    workers = [worker(n) for n in range(3)]
+    for each in workers:
+        fail(each.breaker, 0.0, 5)
+    assert list(obeyed(workers, 1.0, replace(SETTINGS, max_open_share=1.0))) == workers[:2]
 
 
 def test_switched_off_nothing_opens() -> None:
