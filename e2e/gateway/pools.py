@@ -6,6 +6,8 @@ from typing import Any
 
 from dynamo_runtime import __version__
 
+from e2e.cluster.fixtures import Gateway
+
 Manifest = dict[str, Any]
 
 IMAGE = f"dynamo-platform/epp:{__version__}"
@@ -76,6 +78,41 @@ def pool(name: str, port: int = 8000, *flags: str) -> list[Manifest]:
         },
         deployment(picker, container, serviceAccountName=picker),
     ]
+
+
+def hostname(namespace: str) -> str:
+    """The host that a namespace's route is for."""
+    return f"{namespace}.example.com"
+
+
+def behind(gateway: Gateway, name: str, namespace: str) -> list[Manifest]:
+    """What puts a pool behind a Gateway of Istio's: the route, and TLS to the picker."""
+    backend = {"group": API_GROUP, "kind": "InferencePool", "name": name}
+    route = {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": {"name": name},
+        "spec": {
+            "parentRefs": [{"name": gateway.name, "namespace": gateway.namespace}],
+            "hostnames": [hostname(namespace)],
+            "rules": [{"backendRefs": [backend]}],
+        },
+    }
+    return [tls_rule(f"{name}-epp", namespace), route]
+
+
+def tls_rule(service: str, namespace: str) -> Manifest:
+    """Makes Istio speak TLS to a Service, without asking who signed its certificate."""
+    return {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "DestinationRule",
+        "metadata": {"name": service, "namespace": namespace},
+        "spec": {
+            "host": f"{service}.{namespace}.svc.cluster.local",
+            "trafficPolicy": {"tls": {"mode": "SIMPLE", "insecureSkipVerify": True}},
+            "exportTo": ["*"],
+        },
+    }
 
 
 def deployment(

@@ -11,6 +11,7 @@ from urllib.request import Request
 
 from e2e.cluster import Cluster
 from e2e.cluster.progress import wait_for
+from e2e.gateway.pools import STATUS_PORT
 from e2e.gateway.traffic import PATH
 
 START_S, CHANGE_S = 90.0, 60.0
@@ -40,6 +41,14 @@ class Space:
         found = self.cluster.get("service", service, "-n", self.name)
         return f"http://{found['spec']['clusterIP']}"
 
+    def decisions(self, picker: str) -> list[Any]:
+        """What the picker of this Deployment decided, the newest first."""
+        (address,) = self.addresses(picker).values()
+        url = f"http://{address}:{STATUS_PORT}/debug/decisions"
+        with urllib.request.urlopen(url, timeout=10.0) as answer:
+            found: list[Any] = json.load(answer)["decisions"]
+        return found
+
     async def answering(self, service: str) -> None:
         """Wait until the gateway behind the Service answers: it knows pods by then."""
         url = self.url(service) + PATH
@@ -55,10 +64,13 @@ class Space:
 
         await until(answers, "the gateway answers")
 
-    def start(self, *manifests: Any, deployments: tuple[str, ...]) -> None:
+    def start(
+        self, *manifests: Any, deployments: tuple[str, ...], timeout: float = START_S
+    ) -> None:
+        """Apply manifests and wait until these Deployments are available."""
         self.cluster.apply(manifests, self.name)
         for name in deployments:
-            self.cluster.wait_deployment(name, self.name, START_S)
+            self.cluster.wait_deployment(name, self.name, timeout)
 
 
 async def until(

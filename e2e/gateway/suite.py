@@ -18,10 +18,10 @@ from typing import Any
 import yaml
 
 from e2e.cluster import Cluster, settings
+from e2e.gateway import pools
 
 BACKENDS, GATEWAYS = "inference-conformance-app-backend", "inference-conformance-infra"
 """Namespaces of the base manifests."""
-POOL_GROUP = "inference.networking.k8s.io"
 SUITE_S = 2400.0
 _RESULT = re.compile(r"^    --- (PASS|FAIL|SKIP): TestConformance/(\w+) \((\d+\.\d+)s\)", re.M)
 
@@ -60,7 +60,7 @@ def manifests(text: str, picker: Picker) -> list[Manifest]:
             for container in document["spec"]["template"]["spec"]["containers"]:
                 _replace(container, picker)
     services = [document for document in found if document["kind"] == "Service"]
-    found += [tls_rule(service["metadata"]["name"], BACKENDS) for service in services]
+    found += [pools.tls_rule(service["metadata"]["name"], BACKENDS) for service in services]
     return found + standing(
         services[0]["metadata"]["name"], ("conformance-primary", "conformance-secondary")
     )
@@ -86,7 +86,7 @@ def standing(service: str, gateways: tuple[str, ...]) -> list[Manifest]:
     the next change. Tests attach and detach pools one after the other, so each could meet it.
     """
     meta = {"name": "always-attached", "namespace": BACKENDS}
-    backend = {"group": POOL_GROUP, "kind": "InferencePool", "name": meta["name"]}
+    backend = {"group": pools.API_GROUP, "kind": "InferencePool", "name": meta["name"]}
     path = {"type": "PathPrefix", "value": f"/{meta['name']}"}
     pool = {
         "selector": {"matchLabels": {"app": meta["name"]}},
@@ -98,7 +98,12 @@ def standing(service: str, gateways: tuple[str, ...]) -> list[Manifest]:
         "rules": [{"matches": [{"path": path}], "backendRefs": [backend]}],
     }
     return [
-        {"apiVersion": f"{POOL_GROUP}/v1", "kind": "InferencePool", "metadata": meta, "spec": pool},
+        {
+            "apiVersion": f"{pools.API_GROUP}/v1",
+            "kind": "InferencePool",
+            "metadata": meta,
+            "spec": pool,
+        },
         {
             "apiVersion": "gateway.networking.k8s.io/v1",
             "kind": "HTTPRoute",
@@ -106,20 +111,6 @@ def standing(service: str, gateways: tuple[str, ...]) -> list[Manifest]:
             "spec": route,
         },
     ]
-
-
-def tls_rule(service: str, namespace: str) -> Manifest:
-    """Makes Istio speak TLS to a Service, without asking who signed its certificate."""
-    return {
-        "apiVersion": "networking.istio.io/v1",
-        "kind": "DestinationRule",
-        "metadata": {"name": service, "namespace": namespace},
-        "spec": {
-            "host": f"{service}.{namespace}.svc.cluster.local",
-            "trafficPolicy": {"tls": {"mode": "SIMPLE", "insecureSkipVerify": True}},
-            "exportTo": ["*"],
-        },
-    }
 
 
 def run(

@@ -23,8 +23,8 @@ OURS = Picker(
 )
 AT_FAULT = {
     "GatewayWeightedAcrossTwoInferencePools": "Istio asks only one picker for a rule with two "
-    "pools (its issue 61594); `e2e/gateway/test_weights.py` shows the same split at a Gateway's "
-    "Envoy that asks the picker of the pool it chose"
+    "pools (its issue 61594), whatever picker that is. `e2e/gateway/test_foreign_gateway.py` shows "
+    "the same split behind an Envoy that asks the picker of the pool it chose"
 }
 """Tests that the Gateway itself does not pass, whatever picker it asks -> why."""
 

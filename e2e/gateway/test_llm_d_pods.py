@@ -18,7 +18,7 @@ import pytest
 
 from e2e.cluster import Cluster, settings
 from e2e.cluster.fixtures import Gateway
-from e2e.gateway import pools, suite
+from e2e.gateway import pools
 from e2e.gateway.space import START_S, Space, until
 from e2e.gateway.traffic import ask
 
@@ -70,20 +70,6 @@ def sims(name: str, adapter: str, replicas: int) -> dict[str, Any]:
     return pools.deployment(name, container, replicas, app=POOL)
 
 
-def route(gateway: Gateway, hostname: str) -> dict[str, Any]:
-    backend = {"group": pools.API_GROUP, "kind": "InferencePool", "name": POOL}
-    return {
-        "apiVersion": "gateway.networking.k8s.io/v1",
-        "kind": "HTTPRoute",
-        "metadata": {"name": POOL},
-        "spec": {
-            "parentRefs": [{"name": gateway.name, "namespace": gateway.namespace}],
-            "hostnames": [hostname],
-            "rules": [{"backendRefs": [backend]}],
-        },
-    }
-
-
 @pytest.fixture
 async def client(
     pods: Cluster, gateway: Gateway, namespace: str
@@ -92,16 +78,14 @@ async def client(
     pods.build_further("llm-d-sim")
     pods.load_further_images("llm-d-inference-sim")
     space = Space(pods, namespace)
-    hostname = f"{namespace}.example.com"
     space.start(
         *(sims(name, adapter, 2) for name, adapter in ADAPTERS.items()),
         *pools.pool(POOL, 8000, "--config-text", CONFIG),
-        suite.tls_rule(f"{POOL}-epp", namespace),
-        route(gateway, hostname),
+        *pools.behind(gateway, POOL, namespace),
         deployments=(*ADAPTERS, f"{POOL}-epp"),
     )
     async with aiohttp.ClientSession(
-        f"http://{gateway.address}", headers={"host": hostname}
+        f"http://{gateway.address}", headers={"host": pools.hostname(namespace)}
     ) as session:
         loop = asyncio.get_running_loop()
 
@@ -116,7 +100,9 @@ async def client(
 
 @pytest.mark.long
 @pytest.mark.timeout(START_S + 900)
-async def test_adapters_and_prefixes_find_their_pods(client: aiohttp.ClientSession) -> None:
+async def test_adapters_and_prefixes_find_their_pods(
+    client: aiohttp.ClientSession, pods: Cluster, namespace: str
+) -> None:
     async def served(model: str, prompt: str) -> str:
         body = {"model": model, "prompt": prompt, "max_tokens": 4}
         status, headers, text = await ask(client, body)
@@ -125,8 +111,8 @@ async def test_adapters_and_prefixes_find_their_pods(client: aiohttp.ClientSessi
 
     # An adapter's requests go where it is, and nowhere else.
     for name, adapter in ADAPTERS.items():
-        pods = {await served(adapter, f"{number} {adapter}") for number in range(ASKED)}
-        assert all(pod.startswith(f"{name}-") for pod in pods), pods
+        found = {await served(adapter, f"{number} {adapter}") for number in range(ASKED)}
+        assert all(pod.startswith(f"{name}-") for pod in found), found
 
     # Requests for the base model go to pods of both; those of one conversation to one pod.
     prompts = [f"conversation {number}: {WORDS}" for number in range(ASKED)]
@@ -134,6 +120,8 @@ async def test_adapters_and_prefixes_find_their_pods(client: aiohttp.ClientSessi
     assert len(set(first)) > 1, Counter(first)
     again = [await served(MODEL, f"{prompt} and then?") for prompt in prompts]
     assert again == first
+    decision = Space(pods, namespace).decisions(f"{POOL}-epp")[0]
+    assert (decision["how"], decision["worker"]) == ("approximate", again[-1])
 
     # What nobody has is refused as what it is.
     status, _, text = await ask(client, {"model": "nobody", "prompt": "?", "max_tokens": 1})
