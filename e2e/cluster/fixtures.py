@@ -57,11 +57,17 @@ class Gateway:
 
 
 @pytest.fixture(scope="session")
-def gateway(pods: Cluster) -> Iterator[Gateway]:
-    """A Gateway of Istio's, with an address; built first, which takes minutes once."""
+def istio(pods: Cluster) -> Cluster:
+    """The usual cluster with Istio, which is built first where it is missing: minutes, once."""
     if pods.is_foreign:
         pytest.skip("Istio is installed only into a cluster of our own")
     pods.install_addon("istio")
+    return pods
+
+
+@pytest.fixture(scope="session")
+def gateway(istio: Cluster) -> Iterator[Gateway]:
+    """A Gateway of Istio's, with an address."""
     name = namespace = "e2e-gateway"
     listener = {
         "name": "http",
@@ -76,12 +82,12 @@ def gateway(pods: Cluster) -> Iterator[Gateway]:
         "spec": {"gatewayClassName": "istio", "listeners": [listener]},
     }
     space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
-    pods.apply([space, manifest])
+    istio.apply([space, manifest])
     command = ("wait", "gateway", name, "-n", namespace, "--for=condition=Programmed")
-    pods.wait_for(lambda: pods.kubectl(*command), what="Gateway programmed")
-    (address,) = pods.get("gateway", name, "-n", namespace)["status"]["addresses"]
+    istio.wait_for(lambda: istio.kubectl(*command), what="Gateway programmed")
+    (address,) = istio.get("gateway", name, "-n", namespace)["status"]["addresses"]
     yield Gateway(name, namespace, address["value"])
-    pods.kubectl("delete", "namespace", namespace, timeout=180.0)
+    istio.kubectl("delete", "namespace", namespace, timeout=180.0)
 
 
 @pytest.fixture

@@ -126,7 +126,7 @@ def run(
         str(cluster.layout.bin / "gateway-conformance.test"),
         *("-test.v", f"-test.timeout={SUITE_S:g}s", "-test.run=TestConformance"),
         *("-gateway-class=istio", "-cleanup-base-resources=false"),
-        *("-organization=dynamo-platform", "-project=dynamo-platform", "-contact=none"),
+        *("-organization=local", "-project=istio-with-dynamo-epp", "-contact=none"),
         *("-url=none", f"-version={settings.ISTIO_RELEASE}"),
         f"-report-output={folder / 'report.yaml'}",
         *((f"-run-test={only}",) if only else ()),

@@ -31,15 +31,14 @@ AT_FAULT = {
 
 @pytest.mark.long
 @pytest.mark.timeout(suite.SUITE_S + 900)
-def test_the_suite_passes(pods: Cluster, tmp_path: Path) -> None:
-    pods.install_addon("istio")
-    pods.build_further("conformance")
-    pods.load_further_images("echo-basic")
+def test_the_suite_passes(istio: Cluster, tmp_path: Path) -> None:
+    istio.build_further("conformance")
+    istio.load_further_images("echo-basic")
     try:
-        found, said = suite.run(pods, OURS, tmp_path)
+        found, said = suite.run(istio, OURS, tmp_path)
     finally:
-        pods.collect_logs(tmp_path / "logs")
-        suite.remove(pods)
+        istio.collect_logs(tmp_path / "logs")
+        suite.remove(istio)
     assert found, said[-4000:]
     failed = {result.name for result in found if not result.passed}
     assert failed <= set(AT_FAULT), f"logs in {tmp_path}"
@@ -64,7 +63,9 @@ def page(found: list[Result]) -> str:
             "",
             "The Gateway API Inference Extension's own suite, unmodified, with `dynamo epp` as the",
             "picker of each of its five pools, behind a real Gateway on the test cluster. `make",
-            "e2e-long` writes this page and [the suite's report](report.yaml).",
+            "e2e-long` writes this page and [the suite's report](report.yaml). Replaced are only base",
+            "manifests, by an option of the suite: images, the picker's container, what makes Istio",
+            "speak TLS to it, and a pool that stays attached (`e2e/gateway/README.md` says why).",
             "",
             f"{passed} of {len(found)} passed.",
             "",
