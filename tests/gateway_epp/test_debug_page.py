@@ -8,8 +8,11 @@ from typing import Any
 
 import aiohttp
 import pytest
+from dynamo_epp.compact import Kept
+from dynamo_epp.explain import Disagg
 from dynamo_epp.extproc import Route
 from dynamo_epp.status_routes import add_status_routes
+from dynamo_kv_router.choice import Candidate, Decision, How, Policy, RequestSize, Scored
 from dynamo_runtime.lifecycle import Lifecycle
 from dynamo_runtime.status import StatusServer
 from prometheus_client import CollectorRegistry
@@ -181,3 +184,45 @@ async def test_the_page_tells_why_each_candidate_lost_and_keeps_up(tmp_path: Pat
         assert "can't be reached" in await page.evaluate(
             "document.getElementById('problem').innerText"
         )
+
+
+@in_a_browser
+async def test_scores_of_a_profile_and_a_picked_pair_are_shown(tmp_path: Path) -> None:
+    def scored(name: str, prefix: float, queue: float) -> Scored:
+        candidate = Candidate(name=name, endpoint="10.0.0.7:8000")
+        return Scored(candidate, -(2 * prefix + queue), (prefix, queue))
+
+    s = await scene()
+    decision = Decision(
+        RequestSize(64, 16),
+        Policy(),
+        How.EXACT,
+        ranked=(scored("best", 1.0, 0.5), scored("next", 0.5, 0.25)),
+        dropped=(Candidate(name="out", endpoint="10.0.0.8:8000", dropped="label: no match"),),
+        profile="default",
+        scorers=(("prefix", 2.0), ("queue", 1.0)),
+    )
+    assert isinstance(await s.ask("pair"), Route)
+    entry = s.journal.get("pair")
+    assert entry is not None
+    entry.kept = Kept.of(decision)
+    entry.disagg = Disagg(
+        decision="prefill-decode",
+        reason=HOSTILE,
+        generation="g",
+        routing="",
+        prefillers=("10.0.0.7:8000",),
+        prefill=Kept.of(decision),
+    )
+    async with (
+        served(s) as (url, _),
+        chromium.opened(f"{url}/debug#pair", tmp_path) as page,
+    ):
+        await page.until("document.querySelectorAll('#detail table').length === 2")
+        text = await page.evaluate("document.getElementById('detail').innerText")
+        assert "highest: score 2.5 = prefix 2 + queue 0.5" in text
+        assert "1.25 lower: prefix -1, queue -0.25" in text
+        assert "dropped: label: no match" in text
+        assert f"Prefill and decode: prefill-decode {HOSTILE}" in text
+        assert await page.evaluate("document.querySelectorAll('img').length") == 0
+        assert page.problems == []
