@@ -21,6 +21,16 @@ OURS = Picker(
     ("dynamo", "epp"),
     ("--conformance-headers",),
 )
+INTRODUCTION = """# Conformance
+
+The Gateway API Inference Extension's own suite, unmodified, with `dynamo epp` as the picker of each
+of its five pools, behind a real Gateway on the test cluster. `make e2e-long` writes this page and
+[the suite's report](report.yaml).
+
+Replaced are only base manifests, by an option of the suite: images, the picker's container, what
+makes Istio speak TLS to it, and a pool that stays attached to the Gateways
+([why](../../e2e/gateway/README.md)).
+"""
 AT_FAULT = {
     "GatewayWeightedAcrossTwoInferencePools": "Istio asks only one picker for a rule with two "
     "pools (its issue 61594), whatever picker that is. `e2e/gateway/test_foreign_gateway.py` shows "
@@ -59,14 +69,7 @@ def page(found: list[Result]) -> str:
     ]
     return "\n".join(
         [
-            "# Conformance",
-            "",
-            "The Gateway API Inference Extension's own suite, unmodified, with `dynamo epp` as the",
-            "picker of each of its five pools, behind a real Gateway on the test cluster. `make",
-            "e2e-long` writes this page and [the suite's report](report.yaml). Replaced are only base",
-            "manifests, by an option of the suite: images, the picker's container, what makes Istio",
-            "speak TLS to it, and a pool that stays attached (`e2e/gateway/README.md` says why).",
-            "",
+            INTRODUCTION,
             f"{passed} of {len(found)} passed.",
             "",
             "| what | version |",
