@@ -60,7 +60,8 @@ from dynamo_epp.requests import (
     strip_kv_transfer_params,
     unparsed,
 )
-from dynamo_epp.scheduling.ask import Ask
+from dynamo_epp.scheduling.approximate import ApproximatePrefixes
+from dynamo_epp.scheduling.ask import Ask, Prefixes
 from dynamo_epp.scheduling.candidates import candidates, overlaps
 from dynamo_epp.scheduling.disagg import PREFILL, DisaggPolicy, Pairing, Split, Why, pair
 from dynamo_epp.scheduling.filters.subset import OUTSIDE, within
@@ -232,6 +233,7 @@ class KvPicker:
         self._gate = gate
         self._circuits = circuits
         self._scheduler = scheduler
+        self._approximate = ApproximatePrefixes()  # for the policy; a scheduler has its own
         self._disagg = disagg or DisaggPolicy()
         self._secret = secret
         self._told_no_secret = False
@@ -640,7 +642,9 @@ class KvPicker:
             found = within(request.subset, found)
         turn, self._turn = self._turn, self._turn + 1
         scheduler, ask = self._scheduler, None
-        if scheduler is not None:
+        by_cost = scheduler is None and self._policy.mode == "kv"
+        guess = by_cost and tokens is not None and not all(w.tracked for w in serving)
+        if scheduler is not None or guess:
             ask = Ask(
                 parsed.model,
                 size,
@@ -651,6 +655,10 @@ class KvPicker:
                 lambda: prompt_bytes(parsed, request.body or b""),
                 extras,
             )
+
+        if guess and ask is not None:
+            ask.prefixes = Prefixes(ask, self._approximate)
+            found = ask.prefixes.estimated_overlaps(found)
 
         def rank(among: Sequence[Candidate], peer: Candidate | None) -> Decision:
             if scheduler is None or ask is None:
@@ -668,10 +676,15 @@ class KvPicker:
             splittable=parsed.splittable,
             can_sign=self._secret is not None,
         )
-        if scheduler is not None and ask is not None and pairing.split is not Split.REFUSED:
-            scheduler.picked(ask, pairing.decode)
+        if ask is not None and pairing.split is not Split.REFUSED:
+            decisions = [pairing.decode]
             if pairing.prefill is not None and pairing.prefillers:
-                scheduler.picked(ask, pairing.prefill)
+                decisions.append(pairing.prefill)
+            for decision in decisions:
+                if scheduler is not None:
+                    scheduler.picked(ask, decision)
+                elif decision.chosen is not None and ask.prefixes is not None:
+                    ask.prefixes.sent(decision.chosen.candidate)
         return pairing
 
     def _why_approximate(self, decision: Decision) -> str:

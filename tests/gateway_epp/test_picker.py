@@ -488,6 +488,18 @@ async def test_filters_that_keep_everybody_back_are_429() -> None:
         assert only["dropped"] == "utilization-filter: active-requests is 1, above 0"
 
 
+async def test_engines_without_events_are_known_by_what_was_sent_to_them() -> None:
+    async with world(workers=3) as w:
+        for number in range(3):
+            w.worker(number).tracked = w.worker(number).exact = False
+        first = await w.ask(range(128))
+        w.picker.released(first)
+        assert first.routing.startswith("approximate;overlap=0/32")
+        again = await w.ask(range(192))
+        assert again.routing.startswith("approximate;overlap=32/48")
+        assert again.endpoints[0] == first.endpoints[0]
+
+
 async def test_the_load_a_worker_publishes_about_itself_is_taken() -> None:
     async with world(workers=1) as w:
         w.publishers[0].set_load(Load(waiting=3, kv_blocks_used=5, kv_blocks_total=9))

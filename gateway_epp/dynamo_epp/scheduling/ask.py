@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 from dynamo_kv_router.choice import Candidate, RequestSize
+from msgspec.structs import replace
 
 from dynamo_epp.endpoints.worker import Worker
 from dynamo_epp.scheduling.approximate import ApproximatePrefixes
@@ -70,7 +71,7 @@ class Prefixes:
         """Of the prompt's full blocks, those that the candidate caches from the first on; 0..1."""
         size = self._ask.size
         if self.exact(candidate):
-            block = self._ask.worker(candidate).block_size or size.block_size
+            block = self._block(candidate)
             full = size.prompt_tokens // block
             return min(1.0, candidate.overlap_blocks / full) if full else 0.0
         self.estimated = True
@@ -80,8 +81,9 @@ class Prefixes:
     def tokens(self, candidate: Candidate) -> int:
         """Leading tokens of the prompt that the candidate caches."""
         if self.exact(candidate):
-            block = self._ask.worker(candidate).block_size or self._ask.size.block_size
-            return min(candidate.overlap_blocks * block, self._ask.size.prompt_tokens)
+            return min(
+                candidate.overlap_blocks * self._block(candidate), self._ask.size.prompt_tokens
+            )
         self.estimated = True
         return self._depth(candidate) * self._approximate.block_tokens
 
@@ -94,9 +96,23 @@ class Prefixes:
             )
         return self._keys
 
-    def record(self, candidate: Candidate) -> None:
-        """The request goes to ``candidate``, which will cache it."""
-        self._approximate.record(self._ask.worker(candidate), self.keys())
+    def estimated_overlaps(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The candidates; those whose cache nobody follows with an estimate as their overlap."""
+        return [
+            each
+            if each.tracked or each.dropped or not self._depth(each)
+            else replace(each, overlap_blocks=self.tokens(each) // self._block(each))
+            for each in candidates
+        ]
+
+    def sent(self, candidate: Candidate) -> None:
+        """The request goes to ``candidate``, which will cache it. Kept where that is not told."""
+        if not self.exact(candidate):
+            self._approximate.record(self._ask.worker(candidate), self.keys())
+            self._approximate.keep(self._ask.workers)
+
+    def _block(self, candidate: Candidate) -> int:
+        return self._ask.worker(candidate).block_size or self._ask.size.block_size
 
     def _depth(self, candidate: Candidate) -> int:
         if self._depths is None:

@@ -56,12 +56,9 @@ class Scheduler:
             return
         for watcher in self._watchers[decision.profile]:
             watcher.picked(ask, decision)
-        candidate = decision.chosen.candidate
-        prefixes = ask.prefixes
         # An engine whose events come is not guessed at, unless the prompt could not be read.
-        if prefixes is not None and prefixes.asked and not prefixes.exact(candidate):
-            prefixes.record(candidate)
-            self._approximate.keep(ask.workers)
+        if ask.prefixes is not None and ask.prefixes.asked:
+            ask.prefixes.sent(decision.chosen.candidate)
 
 
 def _plugins(profile: Profile) -> list[object]:
