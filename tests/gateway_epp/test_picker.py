@@ -833,6 +833,11 @@ async def test_what_two_workers_cannot_share_stays_with_one() -> None:
         assert route.routing.endswith("disagg=decode-only(not-splittable)")
 
 
+async def test_prefill_workers_are_no_room_for_a_request() -> None:
+    async with world(roles="pd", secret=SECRET) as w:
+        assert [one.name for one in PoolEndpoints(w.pool).eligible("m")] == ["w-1"]
+
+
 async def test_a_gateways_subset_is_about_who_answers() -> None:
     async with world(roles="pdd", secret=SECRET) as w:
         asked = replace(request(range(8)), subset=("127.0.0.3:8000",))

@@ -232,7 +232,8 @@ vllm:cache_config_info{block_size="32",num_gpu_blocks="256",cache_dtype="a \\"b\
 
 
 def test_the_few_figures_of_a_metrics_page() -> None:
-    assert engine_metrics.figures(PAGE) == engine_metrics.EngineFigures(3, 2, 0.25, 17.0)
+    figures = engine_metrics.EngineFigures(3, 2, 0.25, 17.0, by_rank={0: 5})
+    assert engine_metrics.figures(PAGE) == figures
     config = engine_metrics.cache_config(PAGE)
     assert (config["block_size"], config["num_gpu_blocks"]) == ("32", "256")
     assert engine_metrics.figures("# nothing\n") is None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from dynamo_epp.endpoints.pool import Pool
 from dynamo_epp.endpoints.worker import Worker
+from dynamo_epp.scheduling.disagg import PREFILL
 from dynamo_epp.scheduling.filters import reason_to_drop
 
 
@@ -18,9 +19,13 @@ class PoolEndpoints:
         self._refresh = refresh
 
     def eligible(self, model: str) -> Iterator[Worker]:
+        """Those that can answer: prefill workers alone are no room for a request."""
         self._refresh()
-        workers = self._pool.workers.values()
-        return (worker for worker in workers if not reason_to_drop(worker, model))
+        return (
+            worker
+            for worker in self._pool.workers.values()
+            if worker.endpoint.role != PREFILL and not reason_to_drop(worker, model)
+        )
 
     def models(self) -> Mapping[str, str]:
         workers = self._pool.workers.values()
