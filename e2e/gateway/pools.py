@@ -15,7 +15,9 @@ API_GROUP = "inference.networking.k8s.io"
 STATUS_PORT = 9090
 
 
-def pool(name: str, port: int = 8000, *flags: str) -> list[Manifest]:
+def pool(
+    name: str, port: int = 8000, *flags: str, failure_mode: str = "FailClose"
+) -> list[Manifest]:
     """A pool of the pods with the label `app: NAME`, its picker `NAME-epp` with further `flags`,
     the rights that it needs, and the headless Service `NAME-pods`."""
     picker = f"{name}-epp"
@@ -43,7 +45,11 @@ def pool(name: str, port: int = 8000, *flags: str) -> list[Manifest]:
             "spec": {
                 "selector": {"matchLabels": {"app": name}},
                 "targetPorts": [{"number": port}],
-                "endpointPickerRef": {"name": picker, "port": {"number": 9002}},
+                "endpointPickerRef": {
+                    "name": picker,
+                    "port": {"number": 9002},
+                    "failureMode": failure_mode,
+                },
             },
         },
         {

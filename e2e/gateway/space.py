@@ -49,15 +49,21 @@ class Space:
             found: list[Any] = json.load(answer)["decisions"]
         return found
 
-    async def answering(self, service: str) -> None:
-        """Wait until the gateway behind the Service answers: it knows pods by then."""
-        url = self.url(service) + PATH
+    def pods(self, app: str) -> list[str]:
+        """Names of the pods, those that end too."""
+        found = self.cluster.get("pods", "-n", self.name, "-l", f"app={app}")["items"]
+        return [pod["metadata"]["name"] for pod in found]
+
+    async def answering(self, url: str, host: str = "") -> None:
+        """Wait until the gateway at `url` answers requests for `host`: it knows pods by then."""
         body = json.dumps({"model": "tiny", "prompt": "ready?", "max_tokens": 1}).encode()
-        headers = {"content-type": "application/json"}
+        headers = {"content-type": "application/json"} | ({"host": host} if host else {})
 
         def answers() -> bool:
             try:
-                with urllib.request.urlopen(Request(url, body, headers), timeout=10.0) as answer:
+                with urllib.request.urlopen(
+                    Request(url + PATH, body, headers), timeout=10.0
+                ) as answer:
                     return bool(answer.status == 200)
             except OSError:
                 return False

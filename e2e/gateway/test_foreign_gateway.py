@@ -33,7 +33,7 @@ async def test_pods_come_and_go_and_no_request_is_lost(pods: Cluster, namespace:
         *envoy.manifests("gateway", [Backend("engines")]),
         deployments=("engines", "engines-epp", "gateway"),
     )
-    await space.answering("gateway")
+    await space.answering(space.url("gateway"))
     async with Traffic(space.url("gateway"), envoy.SERVED) as traffic:
 
         async def served_by_all(what: str) -> None:
@@ -108,7 +108,7 @@ async def test_two_pools_share_by_weight(pods: Cluster, namespace: str) -> None:
         ),
         deployments=(*names, *(f"{name}-epp" for name in names), "gateway"),
     )
-    await space.answering("gateway")
+    await space.answering(space.url("gateway"))
     own = {name: set(space.addresses(name).values()) for name in names}
     steer = ",".join(sorted(own["heavy"] | own["light"]))
     before = {name: await asked(space, name) for name in names}
