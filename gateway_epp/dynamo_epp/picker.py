@@ -257,9 +257,12 @@ class KvPicker:
         if isinstance(answer, Refusal):
             self._tell_refused(request, asked, answer)
         elif self._tracing is not None and asked.entry is not None and asked.parsed is not None:
-            answer.set_headers += spans.decided(
-                self._tracing, request.head.headers, asked.entry, asked.parsed, self._wall()
-            )
+            try:
+                answer.set_headers += spans.decided(
+                    self._tracing, request.head.headers, asked.entry, asked.parsed, self._wall()
+                )
+            except Exception:  # the pick is booked; without its answer nobody would release it
+                log.exception("the span of request %s was not recorded", request_id)
         return answer
 
     async def _pick(self, request: PickRequest, asked: Asked) -> Route | Refusal:

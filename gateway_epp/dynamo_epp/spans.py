@@ -19,14 +19,15 @@ OPERATIONS = {
     Kind.EMBEDDING: "embeddings",
     Kind.RESPONSE: "chat",
 }
+"""Requests of other kinds, such as those without a body, have no operation."""
 NAME = "pick"
+LARGEST = 2**63 - 1
 
 
 def attributes(entry: Entry, parsed: ParsedRequest) -> dict[str, Attribute]:
     """Everything about a decision that a span should have."""
     shell, chosen = entry.kept.shell, entry.kept.chosen
     result: dict[str, Attribute] = {
-        "gen_ai.operation.name": OPERATIONS[parsed.kind],
         "gen_ai.request.model": entry.model,
         "gen_ai.request.stream": entry.stream,
         "dynamo.request_id": entry.request_id,
@@ -34,8 +35,11 @@ def attributes(entry: Entry, parsed: ParsedRequest) -> dict[str, Attribute]:
         "dynamo.routing.mode": shell.mode,
         "dynamo.routing.blocks": shell.size.blocks,
     }
+    if operation := OPERATIONS.get(parsed.kind):
+        result["gen_ai.operation.name"] = operation
     if parsed.max_tokens is not None:
-        result["gen_ai.request.max_tokens"] = parsed.max_tokens
+        # A client's number has any size; one that OTLP can't write would cost the whole batch.
+        result["gen_ai.request.max_tokens"] = min(parsed.max_tokens, LARGEST)
     if entry.prompt_tokens >= 0:
         result["gen_ai.usage.input_tokens"] = entry.prompt_tokens
         result["dynamo.routing.predicted_cached_tokens"] = entry.predicted_cached_tokens

@@ -13,7 +13,7 @@ from dynamo_epp.admission.settings import (
     RateLimits,
 )
 from dynamo_epp.explain import Entry, Refused
-from dynamo_epp.extproc import Refusal, Route
+from dynamo_epp.extproc import PickRequest, Refusal, RequestHead, Route
 from dynamo_epp.metrics import MAX_MODELS, OTHER, PickerMetrics
 from dynamo_epp.picker import LATE_S
 from dynamo_epp.pool_metrics import PoolMetrics
@@ -260,6 +260,30 @@ async def test_refusals_are_spans_with_their_reason() -> None:
     await s.ask("none")
     found = [span for span in exporter.get_finished_spans() if span.name == "pick"]
     assert [span.status.description for span in found] == ["bad-request", "rejected-no-endpoints"]
+
+
+async def test_a_request_without_a_body_has_a_span_too() -> None:
+    tracing, exporter = traced()
+    s = await scene(tracing=tracing)
+    asked = PickRequest(RequestHead("GET", "/v1/models", {"x-request-id": "r"}), None)
+    assert isinstance(await s.picker.pick(asked), Route)
+    pick = exporter.get_finished_spans()[-1]
+    assert pick.attributes is not None
+    assert pick.attributes["server.port"] == 8000
+    assert "gen_ai.operation.name" not in pick.attributes
+
+
+async def test_a_span_that_fails_does_not_cost_the_request_its_answer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tracing, _ = traced()
+    s = await scene(tracing=tracing)
+    tracing.record = None  # type: ignore[assignment, method-assign]
+    route = await s.ask()
+    assert isinstance(route, Route)
+    s.picker.released(route)
+    assert not s.pool.workers["w-1"].load.booked
+    assert "the span of request r was not recorded" in caplog.text
 
 
 async def test_without_tracing_a_traceparent_is_left_alone() -> None:
