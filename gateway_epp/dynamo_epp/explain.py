@@ -22,6 +22,11 @@ from dynamo_epp.compact import Kept
 from dynamo_epp.reasons import why
 from dynamo_epp.scheduling.disagg import Pairing
 
+LONGEST = 256
+"""Characters kept of what a client wrote: paths, and what is quoted in reasons, have any length."""
+LONGEST_REASON = 1024
+"""Characters kept of a sentence that may quote it."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Disagg:
@@ -78,6 +83,10 @@ class Entry:
     """What came after: status, upstream, attempts, duration_s (Envoy); served_by, blind_window_s,
     first_token_s, prompt_tokens, cached_tokens, completion_tokens (worker); prefilled_by,
     prefill_s, prefill_cached_tokens (prefill worker)."""
+
+    def __post_init__(self) -> None:
+        self.path = self.path[:LONGEST]
+        self.reason = self.reason[:LONGEST_REASON]
 
     @property
     def decision(self) -> Decision:
@@ -169,8 +178,6 @@ def _dropped(candidate: Candidate) -> dict[str, Any]:
 
 TOTALS = 20
 """Reasons counted by name; rarer ones are left out."""
-LONGEST = 256
-"""Characters kept of what a client wrote: paths and model names have any length."""
 
 
 @dataclass(slots=True, eq=False)
@@ -190,6 +197,7 @@ class Refused:
     def __post_init__(self) -> None:
         self.path = self.path[:LONGEST]
         self.model = self.model[:LONGEST]
+        self.message = self.message[:LONGEST_REASON]
 
     @property
     def workers(self) -> tuple[str, ...]:

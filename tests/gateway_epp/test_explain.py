@@ -1,10 +1,11 @@
 """The journal: what is kept of decisions and refusals, and what can be asked of it."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from dynamo_epp.compact import RANKED_LOWER, WHOLE, Kept
-from dynamo_epp.explain import LONGEST, Entry, Journal, Refused
+from dynamo_epp.explain import LONGEST, LONGEST_REASON, Entry, Journal, Refused
 from dynamo_kv_router.choice import Candidate, Decision, Policy, RequestSize, choose
 from hypothesis import given
 from hypothesis import strategies as st
@@ -129,8 +130,12 @@ def test_an_id_that_is_used_again_stands_for_the_request_that_went_somewhere() -
 
 
 def test_what_clients_write_is_kept_only_so_far() -> None:
-    kept = Refused("r", 0.0, "/" + "p" * 10_000, "m" * 10_000, "unknown-model", "no")
+    long = "x" * 10_000
+    kept = Refused("r", 0.0, "/" + long, long, "unknown-model", f"The model {long} is not there.")
     assert len(kept.path) == len(kept.model) == LONGEST
+    assert len(kept.message) == LONGEST_REASON
+    decided = replace(entry("r"), path="/" + long, reason=f"a part of type {long}")
+    assert (len(decided.path), len(decided.reason)) == (LONGEST, LONGEST_REASON)
 
 
 def test_a_refusal_has_the_fields_of_a_decision() -> None:

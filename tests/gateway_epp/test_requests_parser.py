@@ -304,3 +304,10 @@ def test_any_json_parses_or_is_refused(path: str, fields: dict[str, Any], named:
     else:
         assert outcome.status == 400
         assert json.loads(outcome.body())["error"]["message"]
+
+
+@pytest.mark.parametrize("model", ["m" * 1025, "\ud800"])
+def test_a_name_that_no_model_has_is_refused_and_not_repeated(model: str) -> None:
+    error = refusal(CHAT, body(model=model, messages=[USER]))
+    assert (error.status, error.param, error.code) == (404, "model", "model_not_found")
+    assert error.message == "`model` must be text of at most 1024 characters."

@@ -16,7 +16,7 @@ from dynamo_epp.scheduling.catalogue import MADE, make
 from dynamo_epp.scheduling.plugin import Filter, Picker, Scorer
 from dynamo_epp.scheduling.profile import Profile
 from dynamo_epp.scheduling.scheduler import Scheduler
-from dynamo_epp.scheduling.sessions import token_of
+from dynamo_epp.scheduling.sessions import LONGEST_NAME, token_of
 from dynamo_epp.scheduling.topology import Topology
 from dynamo_kv_router.choice import Candidate, How, RequestSize
 from dynamo_kv_router.engine_metrics import EngineFigures
@@ -361,6 +361,18 @@ def test_a_session_has_a_worker_for_each_part_of_its_requests() -> None:
             scheduler.picked(asked, decision)
         picked.add(tuple(decision.endpoints[0] for decision in both))
     assert len(picked) == 1
+
+
+def test_of_a_sessions_name_only_so_much_is_kept_and_long_ones_differ() -> None:
+    workers = [worker(0), worker(1)]
+    rule = plugin("session-affinity-filter", strategy="session_id")
+    scheduler = Scheduler({"p": Profile("p", (("s", rule),), (), picker())}, "p")
+    for number, session in enumerate(("s" * 10_000 + "a", "s" * 10_000 + "b")):
+        asked = ask(workers, headers={"x-session-id": session})
+        only = scheduler.decide(asked, seen(workers[number : number + 1]), random.Random(0))
+        scheduler.picked(asked, only)
+        assert kept(rule, asked, workers) == [number]
+    assert all(len(name) <= LONGEST_NAME for name in rule._bound)
 
 
 def test_a_session_token_names_a_pod() -> None:

@@ -43,6 +43,10 @@ _TEXT_PARTS = frozenset(
     ["text", "input_text", "output_text", "refusal", "thinking", "tool_reference"]
 )
 
+LONGEST_MODEL = 1024
+"""Characters of a model's name, which is kept in journals, queues and log lines. No engine serves a
+longer one."""
+
 # pydantic's words for booleans: vLLM accepts them too.
 _TRUE = frozenset(["1", "t", "true", "y", "yes", "on"])
 _FALSE = frozenset(["0", "f", "false", "n", "no", "off"])
@@ -236,6 +240,9 @@ def _request(
         raise _wrong_type("model", "a string", model)
     if not model:
         raise BadRequest(400, "`model` must not be empty.", "model", "invalid_value")
+    if len(model) > LONGEST_MODEL or not _is_unicode(model):
+        wanted = f"text of at most {LONGEST_MODEL} characters"
+        raise BadRequest(404, f"`model` must be {wanted}.", "model", "model_not_found")
     salt = fields.get("cache_salt")
     if salt is not None and not isinstance(salt, str):
         raise _wrong_type("cache_salt", "a string", salt)

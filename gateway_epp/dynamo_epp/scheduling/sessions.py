@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -22,6 +23,9 @@ from dynamo_epp.scheduling.parameters import Parameters
 
 MOST_SESSIONS = 100_000
 """Sessions that are remembered; of more, those that were idle the longest are forgotten."""
+
+LONGEST_NAME = 128
+"""Characters of a session's name; of a longer one, which clients can send, the hash is kept."""
 
 
 class EncodedEndpointHeader(Parameters):
@@ -94,7 +98,10 @@ class Sessions:
             self._bound.popitem(last=False)
 
     def _session(self, ask: Ask) -> str:
-        return next((value for h in self._id_headers if (value := ask.headers.get(h))), "")
+        name = next((value for h in self._id_headers if (value := ask.headers.get(h))), "")
+        if len(name) <= LONGEST_NAME:
+            return name
+        return hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
 
 
 def token_of(name: str) -> str:
