@@ -83,12 +83,18 @@ CONTENDED_RETRY_S = 1
 """`Retry-After` of a 429 that says nothing better."""
 ANSWER_TOKENS = 256
 """Expected of an answer whose length the client does not bound, until the worker tells."""
+LONGEST_ANSWER = 131_072
+"""Tokens of one answer at most, where no engine has told its limit."""
+MOST_ANSWERS = 128
+"""Answers to one request (`n`) at most; OpenAI's limit."""
 INLINE_BODY = 512 * 1024
 """Bytes; a larger body is parsed beside the loop, where other picks don't wait for it."""
 BODILESS = ("/v1/models", "/health", "/ping", "/version")
 """Paths of requests without a body that every worker answers alike, and those below the first."""
 LATE_S = 5.0
 """How long after a stream's end the worker's own account of the request is waited for."""
+REFUSED_BY_ENGINE = (400, 404, 413, 422)
+"""Statuses of requests that an engine did nothing for."""
 GRANT_S = 60
 """How long a decode worker may take to begin with what it is allowed. Longer than a request is on
 its way to it and clocks differ, short enough that a header seen elsewhere is soon worth nothing."""
@@ -96,10 +102,16 @@ PREFILLERS = 4
 """Prefill workers named in a grant."""
 
 
-def expected_tokens(request: ParsedRequest) -> float:
-    """What a request will probably take, prompt and answer, before it was tokenized."""
+def expected_tokens(request: ParsedRequest, max_model_len: int = 0) -> float:
+    """What a request will probably take, prompt and answer, before it was tokenized.
+
+    No answer is taken to be longer than ``max_model_len`` (tokens; 0: not known), nor more than
+    ``MOST_ANSWERS`` of them: numbers from clients have any size, and what they are charged for may
+    be a limit that they share with others.
+    """
     answer = ANSWER_TOKENS if request.max_tokens is None else request.max_tokens
-    return request.body_bytes / BYTES_PER_TOKEN + max(1, request.n) * max(0, answer)
+    answer = min(max(0, answer), max_model_len or LONGEST_ANSWER)
+    return request.body_bytes / BYTES_PER_TOKEN + min(max(1, request.n), MOST_ANSWERS) * answer
 
 
 LEFT = Refusal(
@@ -291,7 +303,8 @@ class KvPicker:
         if not serving and not self._gate.knows(parsed.model):
             return self._refuse_unserved(parsed.model)
         base = serving[0].model if serving and parsed.model else ""
-        tokens = expected_tokens(parsed)
+        longest = max((worker.max_model_len for worker in serving), default=0)
+        tokens = expected_tokens(parsed, longest)
         headers = request.head.headers
         arrival = Arrival(parsed.model, base, headers, tokens, parsed.body_bytes)
         arrived = self._clock()
@@ -474,10 +487,11 @@ class KvPicker:
             if event.cached_tokens >= 0:
                 entry.outcome["prefill_cached_tokens"] = event.cached_tokens
             return
-        if self._gate is not None and booking.admitted is not None:
-            used = (event.prompt_tokens, event.completion_tokens)
-            if min(used) >= 0:
-                self._gate.used(booking.admitted, sum(used))
+        used = (event.prompt_tokens, event.completion_tokens)
+        if min(used) >= 0:
+            self._used(booking, sum(used))
+        elif event.status in REFUSED_BY_ENGINE:
+            self._used(booking, 0)
         if event.prompt_tokens >= 0:
             entry.outcome["prompt_tokens"] = event.prompt_tokens
         if event.cached_tokens >= 0:
@@ -492,6 +506,10 @@ class KvPicker:
             )
         if not booking.open:
             self._ended(entry)
+
+    def _used(self, booking: Booking, tokens: int) -> None:
+        if self._gate is not None and booking.admitted is not None:
+            self._gate.used(booking.admitted, tokens)
 
     def on_described(self, worker: Worker, info: WorkerInfo) -> None:
         self._tokenization.on_described(worker, info)
@@ -574,6 +592,8 @@ class KvPicker:
         outcome["duration_s"] = round(seconds, 6)
         if route.served:
             outcome["upstream"] = route.served
+        if route.status in REFUSED_BY_ENGINE:
+            self._used(booking, 0)
         result = "error" if route.status >= 400 else "success"
         if not route.complete and result == "success":
             result = "cancelled"  # as a rule because the client left; the relay can't tell
