@@ -625,17 +625,19 @@ class KvPicker:
     async def _read(self, path: str, body: bytes | None) -> ParsedRequest:
         """Raises ``BadRequest``, unless whatever comes is routed."""
         try:
-            if body is None:
-                if path not in BODILESS and not path.startswith("/v1/models/"):
-                    raise BadRequest(404, f"No API at {path} without a body.", code="unknown_path")
+            # HTTP/2 may end a request without a body with an empty chunk of one.
+            if not body and (path in BODILESS or path.startswith("/v1/models/")):
                 return unparsed(None, "a request without a body")
+            if body is None:
+                raise BadRequest(404, f"No API at {path} without a body.", code="unknown_path")
             if len(body) <= INLINE_BODY:
                 return parse(path, body)
             return await asyncio.to_thread(parse, path, body)
         except BadRequest as error:
             if not self._any_path:
                 raise
-            return unparsed(body, error.message)
+            why = error.message if body is not None else "a request without a body"
+            return unparsed(body, why)
 
     def _decide(
         self,

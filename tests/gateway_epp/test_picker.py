@@ -699,6 +699,47 @@ async def test_a_rate_limit_is_corrected_by_what_the_worker_tells() -> None:
         await w.ask(range(8), "two", max_tokens=1)
 
 
+async def test_what_an_engine_refused_costs_no_tokens_however_much_was_asked_for() -> None:
+    flow_control = FlowControlSettings(
+        limits=RateLimits(default=RateLimit(tokens_per_s=10, burst_s=10)),
+    )
+    async with world(workers=1, flow_control=flow_control) as w:
+        await w.ask(range(8), "one", max_tokens=10**400, n=10**400)
+        refused = await w.picker.pick(request(range(8)))
+        assert isinstance(refused, Refusal)
+        # At most 128 answers of the longest that the engine allows, and the body.
+        assert 128 * 100 <= int(dict(refused.headers)["retry-after"]) < 128 * 101
+        w.publishers[0].accepted("p-1", -1, -1)
+        w.publishers[0].finished(
+            "p-1", prompt_tokens=-1, cached_tokens=-1, completion_tokens=-1, status=400
+        )
+        await w.until(lambda: w.picker.kept_bookings() == 0)
+        await w.ask(range(8), "two", max_tokens=1)
+
+
+async def test_a_prefill_worker_is_no_endpoint_for_those_who_wait() -> None:
+    async with world(roles="pd", flow_control=FlowControlSettings()) as w:
+        endpoints = PoolEndpoints(w.pool)
+        assert [worker.name for worker in endpoints.eligible("m")] == ["w-1"]
+        w.source.queue.put_nowait((w.endpoints[0], replace(w.endpoints[1], ready=False)))
+        await w.until(lambda: not w.worker(1).endpoint.ready)
+        asked = asyncio.create_task(w.ask(range(8), "held"))
+        await asyncio.sleep(0)
+        assert not asked.done()
+        w.source.queue.put_nowait(tuple(w.endpoints))
+        assert (await asked).endpoints == ("127.0.0.3:8000",)
+
+
+@pytest.mark.parametrize("body", [None, b""])
+async def test_models_can_be_asked_for_with_an_empty_body_as_without_one(
+    body: bytes | None,
+) -> None:
+    async with world(workers=1) as w:
+        asked = PickRequest(RequestHead("GET", "/v1/models", {"x-request-id": "r"}), body)
+        answer = await w.picker.pick(asked)
+        assert isinstance(answer, Route)
+
+
 def requests(w: World, result: str) -> float:
     labels = {"endpoint": "chat_completions", "request_type": "unary", "status": result}
     return w.metric("dynamo_frontend_requests_total", model="m", **labels)
