@@ -384,7 +384,8 @@ class KvPicker:
                 "workers do both phases or, with --enforce-disagg, nobody does"
             )
         if pairing.split is not None and decision.chosen is not None:
-            self._metrics.disagg.labels(parsed.model, pairing.split, pairing.why or "").inc()
+            label = self._metrics.label(parsed.model)
+            self._metrics.disagg.labels(label, pairing.split, pairing.why or "").inc()
         if decision.chosen is None:
             return self._refuse_unroutable(parsed.model, decision)
         if pairing.split is Split.REFUSED:
@@ -605,7 +606,9 @@ class KvPicker:
             self._metrics.missed.labels("retried").inc()
         if self._circuits is not None:
             endpoint = route.served or route.endpoints[0]
-            self._circuits.relayed(endpoint, route.status, self._clock(), booking.picked_at)
+            # An answer that broke off is no success; whose fault it was is not known here.
+            status = route.status if route.complete or route.status >= 500 else 0
+            self._circuits.relayed(endpoint, status, self._clock(), booking.picked_at)
 
     def _ended(self, entry: Entry) -> None:
         """All is told that will be. Behind a proxy of ours its log has the last word instead."""

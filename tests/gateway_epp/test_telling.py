@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import random
 from typing import Any
 
 import pytest
@@ -12,6 +13,9 @@ from dynamo_epp.admission.settings import (
     RateLimit,
     RateLimits,
 )
+from dynamo_epp.endpoints.breaker import BreakerSettings
+from dynamo_epp.endpoints.circuits import Circuits
+from dynamo_epp.endpoints.worker import Worker
 from dynamo_epp.explain import Entry, Refused
 from dynamo_epp.extproc import PickRequest, Refusal, RequestHead, Route
 from dynamo_epp.metrics import MAX_MODELS, OTHER, PickerMetrics
@@ -55,6 +59,24 @@ def logged(request_id: str, status: int = 200, **changed: Any) -> AccessEntry:
         "routing": "",
     }
     return AccessEntry(request_id=request_id, status=status, **{**fields, **changed})
+
+
+# --- circuits
+
+
+async def test_an_answer_that_broke_off_is_no_success_of_its_endpoint() -> None:
+    workers: list[Worker] = []
+    circuits = Circuits(BreakerSettings(consecutive_failures=3), lambda: workers, random.Random(0))
+    s = await scene(relays=True, circuits=circuits)
+    workers.extend(s.pool.workers.values())
+    worker = s.pool.workers["w-1"]
+    for status, complete in ((503, True), (503, True), (200, False), (503, True)):
+        route = await s.ask()
+        assert isinstance(route, Route)
+        route.status, route.complete, route.served = status, complete, worker.hostport
+        s.picker.answered(route)
+        s.picker.released(route)
+    assert worker.breaker.blocks(s.now[0]).startswith("circuit open: 3 failures in a row")
 
 
 # --- the access log
