@@ -65,6 +65,8 @@ log = logging.getLogger(__name__)
 
 GAUGES_EVERY_S = 1.0
 RULES_RETRY_S = 5.0
+START_RULES_S = 5.0
+"""How long a start waits for what people say of models; without it a rewritten name is a 404."""
 START_TOKENIZERS_S = 10.0
 """How long a start waits for the tokenizers of those workers."""
 START_WARM_S = 5.0
@@ -295,6 +297,7 @@ class ServingKvPicker:
         self.absent = ""
         """Why there is no InferencePool to serve at the moment; "" if there is one."""
         self._started = False
+        self._rules_known = asyncio.Event()
         self._settings = settings
         self._pool = Pool(
             endpoint_source(settings, self._on_discovery_problem, self._on_absent),
@@ -366,10 +369,19 @@ class ServingKvPicker:
                         settings.pool_name,
                         self._adopt_rules,
                         rng=random.Random(),
+                        on_known=self._rules_known.set,
                     )
             except Exception:
                 log.exception("objectives and rewrites are not followed; beginning anew")
             await asyncio.sleep(RULES_RETRY_S)
+
+    async def _wait_for_rules(self) -> None:
+        self._lifecycle.set_not_ready("waiting for objectives and rewrites")
+        try:
+            async with asyncio.timeout(START_RULES_S):
+                await self._rules_known.wait()
+        except TimeoutError:
+            log.warning("starting without the objectives and rewrites of the pool")
 
     def _adopt_rules(self, rules: ModelRules) -> None:
         self._picker.rules = rules

@@ -118,6 +118,25 @@ def test_priorities_by_the_objective_that_a_request_names() -> None:
     assert rules.priorities == {"high": 10, "batch": -5, "unset": 0}
 
 
+async def test_what_there_is_at_the_beginning_is_told_before_it_counts_as_known() -> None:
+    told: list[ModelRules] = []
+    known = asyncio.Event()
+    async with serving() as api, KubernetesClient(Access(api.url), user_agent="t") as client:
+
+        async def old_group_not_served(request: Any) -> Any:
+            return failure(404, "NotFound", "no such resource") if OLD in request.path else None
+
+        api.interfere = old_group_not_served
+        api.put(f"{LLMD}/inferencemodelrewrites", rewrite("a", rule(["m"], ("t", None))))
+        following = asyncio.create_task(
+            follow_rules(client, "ns", "p", told.append, rng=random.Random(1), on_known=known.set)
+        )
+        await asyncio.wait_for(known.wait(), 5)
+        assert goes_to(told[-1], "m") == "t"
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
 async def test_rules_follow_the_objects_of_both_groups() -> None:
     told: asyncio.Queue[ModelRules] = asyncio.Queue()
     async with serving() as api, KubernetesClient(Access(api.url), user_agent="t") as client:

@@ -38,10 +38,16 @@ async def follow_rules(
     on_rules: Callable[[ModelRules], None],
     *,
     rng: random.Random,
+    on_known: Callable[[], None] = lambda: None,
     look_again_s: float = LOOK_AGAIN_S,
 ) -> None:
-    """Tell ``on_rules`` the rules of ``pool`` whenever they change, until cancelled."""
+    """Tell ``on_rules`` the rules of ``pool`` whenever they change, until cancelled.
+
+    ``on_known`` is called when all that there is at the beginning was told, or can't be at the
+    moment.
+    """
     informers: dict[Resource, Informer] = {}
+    unknown = {*OBJECTIVES, *REWRITES}
     last = ModelRules()
 
     def changed() -> None:
@@ -65,16 +71,25 @@ async def follow_rules(
     def objects(kind: Resource) -> list[dict[str, object]]:
         return list(informers[kind].objects.values())
 
+    def known(kind: Resource) -> None:
+        if kind in unknown:
+            unknown.discard(kind)
+            if not unknown:
+                on_known()
+
     async def follow(kind: Resource) -> None:
         while True:
             if await _served(client, kind, namespace):
                 break
+            known(kind)
             await asyncio.sleep(look_again_s)
         informers[kind] = Informer(
             client,
             kind,
             namespace=namespace,
             on_change=lambda old, new: changed(),
+            on_list=lambda version: known(kind),
+            on_problem=lambda problem: known(kind),
             rng=rng,
         )
         await informers[kind].run()
