@@ -204,13 +204,18 @@ class _ClusterEndpoints:
         self._settings = settings
         self._on_problem = on_problem
         self._on_absent = on_absent
+        self._lost = False  # nothing said where the API server is
 
     async def snapshots(self) -> AsyncIterator[tuple[Endpoint, ...]]:
         try:
             client = await KubernetesClient.from_environment(user_agent="dynamo-picker")
         except NoCluster as error:
+            self._lost = True
             self._on_problem(str(error))
             return  # whoever iterates asks again
+        if self._lost:
+            self._lost = False
+            self._on_problem("")
         async with client, aclosing(self._source(client).snapshots()) as snapshots:
             async for snapshot in snapshots:
                 yield snapshot
@@ -424,6 +429,8 @@ class ServingKvPicker:
             log.warning(
                 "starting without the caches of %s; decisions are approximate", ", ".join(silent)
             )
+        if self._settings.discovery_backend == "inference-pool":
+            await self._wait_for_rules()
         self._lifecycle.set_not_ready("waiting for tokenizers")
         await self._tokenization.loaded(START_TOKENIZERS_S)
         self._started = True

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,22 @@ def test_in_a_cluster_a_frontend_takes_requests_until_everybody_knows(
     given: float | None, backend: str, seconds: float
 ) -> None:
     assert accept_seconds(given, backend) == seconds
+
+
+async def test_a_cluster_that_was_not_there_is_no_problem_any_more_once_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "kubeconfig"
+    path.write_text("nonsense")
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    problems: list[str] = []
+    source = endpoint_source(SETTINGS, problems.append)
+    assert [snapshot async for snapshot in source.snapshots()] == []
+    assert problems[-1]
+    async with serving() as api:
+        path.write_text(KUBECONFIG.format(url=api.url))
+        snapshots = source.snapshots()
+        assert isinstance(snapshots, AsyncGenerator)
+        async with aclosing(snapshots):
+            assert await anext(snapshots) == ()
+    assert problems[-1] == ""

@@ -216,7 +216,7 @@ class InferencePoolSource:
         self._on_pool = on_pool
         self._rng = rng or random.Random()
         self._problems: dict[str, str] = {}  # kind -> why it can't be followed at the moment
-        self._absent = ""
+        self._absent: str | None = None  # why there is no pool; None: not known yet
 
     async def snapshots(self) -> AsyncGenerator[tuple[Endpoint, ...]]:
         changed = asyncio.Event()
