@@ -9,6 +9,7 @@ is refused.
 from __future__ import annotations
 
 import logging
+import math
 import re
 import sys
 from pathlib import Path
@@ -94,12 +95,16 @@ def go_arguments(arguments: list[str], flags: list[str], switches: list[str]) ->
 def duration(text: str) -> float:
     """Seconds in a duration as Go writes it (``1m30s``), or a plain number of seconds."""
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
         parts = _DURATION.findall(text)
-        if not parts or "".join(number + unit for number, unit in parts) != text:
-            raise typer.BadParameter(f"{text!r} is no duration; write 30s or 1m30s") from None
-        return sum(float(number) * _UNITS[unit] for number, unit in parts)
+        written = "".join(number + unit for number, unit in parts)
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+        if not parts or written != text:
+            seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise typer.BadParameter(f"{text!r} is no duration; write 30s or 1m30s")
+    return seconds
 
 
 def size(text: str) -> int:
@@ -401,7 +406,7 @@ def epp(
         sys.stderr.write(f"dynamo epp: {problem}\n")
         raise typer.Exit(2) from problem
     for name in passed:
-        log.debug("%s has no effect: %s", name, WITHOUT_COUNTERPART[name])
+        log.info("%s has no effect: %s", name, WITHOUT_COUNTERPART[name])
     if conformance_headers:
         log.warning("--conformance-headers: clients can choose their endpoint")
 

@@ -163,8 +163,9 @@ def test_durations_and_sizes_as_go_writes_them() -> None:
         1 << 30,
         2000,
     ]
-    with pytest.raises(typer.BadParameter):
-        duration("1x")
+    for text in ("1x", "nan", "inf", "-5"):
+        with pytest.raises(typer.BadParameter):
+            duration(text)
 
 
 def test_each_flag_has_one_meaning() -> None:

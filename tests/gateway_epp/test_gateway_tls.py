@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from dynamo_epp.gateway import Tls
 from dynamo_epp.gateway.tls import (
     CertificateFolder,
@@ -70,6 +71,19 @@ async def test_replaced_certificates_are_used(own_address: str, tmp_path: Path) 
         assert await shown(own_address) == second
     finally:
         await server.stop(0)
+
+
+def test_nobody_is_asked_for_the_password_of_a_key(tmp_path: Path) -> None:
+    certificate, key = self_signed(now())
+    private = serialization.load_pem_private_key(key, None)
+    locked = private.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"secret"),
+    )
+    write(tmp_path, (certificate, locked))
+    with pytest.raises(InvalidCertificate, match="are no certificate and its key"):
+        CertificateFolder(tmp_path)
 
 
 @pytest.mark.parametrize(

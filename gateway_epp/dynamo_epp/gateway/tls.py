@@ -118,7 +118,8 @@ class CertificateFolder:
     def _read(self) -> tuple[bytes, bytes]:
         certificate, key = self._files
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+            # With a password, as OpenSSL would ask the terminal for that of an encrypted key.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
             return key.read_bytes(), certificate.read_bytes()
         except ssl.SSLError as error:
             raise InvalidCertificate(
