@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from dynamo_kv_router import engine_metrics
 from dynamo_workers import model_files
-from dynamo_workers.engine_side import FOLDER, MIDDLEWARE
+from dynamo_workers.engine_side import FOLDER, MIDDLEWARE, PREFILL_MIDDLEWARE
 from dynamo_workers.engines import Arguments, BadArguments, Place, SimEngine
 from dynamo_workers.readiness import judge
 from dynamo_workers.settings import Settings
@@ -107,6 +107,63 @@ def test_the_users_events_config_is_merged_and_what_is_overridden_is_said(
     assert given["hwm"] == 50
     assert given["endpoint"] == PLACE.events
     assert "endpoint (was 'tcp://*:5557')" in caplog.text
+
+
+ROLE_ENV = {"DYN_PD_SECRET": "0123456789abcdef", "POD_IP": "10.0.0.7"}
+
+
+@pytest.mark.parametrize(
+    ("role", "line", "config"),
+    [
+        ("prefill", [], {"kv_connector": "NixlConnector", "kv_role": "kv_producer"}),
+        (
+            "decode",
+            [],
+            {
+                "kv_connector": "NixlConnector",
+                "kv_role": "kv_consumer",
+                "kv_load_failure_policy": "recompute",
+            },
+        ),
+        (
+            "decode",
+            ["--kv-transfer-config", '{"kv_role":"kv_both","kv_load_failure_policy":"fail"}'],
+            {
+                "kv_connector": "NixlConnector",
+                "kv_role": "kv_both",
+                "kv_load_failure_policy": "fail",
+            },
+        ),
+    ],
+)
+def test_a_workers_role_completes_its_kv_transfer(
+    role: str, line: list[str], config: dict[str, str]
+) -> None:
+    engine = SimEngine(line, {**ROLE_ENV, "DYN_COMPONENT_TYPE": role}, 8000)
+    argv = engine.argv(PLACE)
+    assert argv.count("--kv-transfer-config") == 1
+    assert json.loads(flags(argv)["--kv-transfer-config"]) == config
+    at = [argv[i + 1] for i, one in enumerate(argv) if one == "--middleware"]
+    assert at == [PREFILL_MIDDLEWARE, MIDDLEWARE]
+    assert engine.env(PLACE)["VLLM_NIXL_SIDE_CHANNEL_HOST"] == "10.0.0.7"
+
+
+def test_other_workers_transfer_what_their_user_says() -> None:
+    line = ["--kv-transfer-config", '{"kv_connector":"LMCacheMP","kv_role":"kv_both"}']
+    engine = SimEngine(line, {**ROLE_ENV, "DYN_COMPONENT_TYPE": "worker"}, 8000)
+    argv = engine.argv(PLACE)
+    assert argv[3:5] == line
+    assert PREFILL_MIDDLEWARE not in argv
+    assert "VLLM_NIXL_SIDE_CHANNEL_HOST" not in engine.env(PLACE)
+
+
+def test_a_role_without_a_secret_says_so_and_one_too_short_is_refused(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    SimEngine([], {"DYN_COMPONENT_TYPE": "decode"}, 8000)
+    assert "no DYN_PD_SECRET or DYN_PD_SECRET_FILE" in caplog.text
+    with pytest.raises(BadArguments, match="DYN_PD_SECRET: 3 bytes are too short"):
+        SimEngine([], {"DYN_COMPONENT_TYPE": "decode", "DYN_PD_SECRET": "abc"}, 8000)
 
 
 @pytest.mark.parametrize(

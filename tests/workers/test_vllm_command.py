@@ -96,3 +96,13 @@ def test_what_is_missing_is_one_clear_line(
         VllmEngine(line, env | changes, 8000)
     assert says in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_role_needs_nixl_in_the_engines_python(env: dict[str, str], tmp_path: Path) -> None:
+    env |= {"DYN_COMPONENT_TYPE": "decode", "DYN_PD_SECRET": "0123456789abcdef"}
+    with pytest.raises(BadArguments, match=r"role decode needs a KV connector, and .* has no NIXL"):
+        VllmEngine(["m"], env, 8000)
+    other = ["m", "--kv-transfer-config", '{"kv_connector":"LMCacheMP"}']
+    assert "--kv-transfer-config" in VllmEngine(other, env, 8000).argv(PLACE)
+    (tmp_path / "nixl").mkdir()
+    assert "--kv-transfer-config" in VllmEngine(["m"], env, 8000).argv(PLACE)
