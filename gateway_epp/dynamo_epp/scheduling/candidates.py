@@ -49,21 +49,24 @@ def candidates(
     ``blocks`` of the prompt weigh in the choice of a worker's data-parallel rank.
     """
     result = []
+    held = index.blocks
     for worker in workers:
-        load, figures = worker.load, worker.load.figures
+        load, endpoint = worker.load, worker.endpoint
+        figures, observed_at = load.figures, load.observed_at
         requests = load.active_requests()
+        sent_since = requests - load.in_hand_then
         decode_blocks = load.active_decode_blocks()
         if not load.confirms:
             decode_blocks -= (1.0 - OTHERS_SHARE) * load.others_blocks
         depths = matched.get(worker.chain(model)) if worker.live and matched else None
         rank, overlap = ENGINES_CHOICE, depths.get(worker.slot, 0) if depths else 0
-        cached = index.blocks(worker.slot)
+        cached = held(worker.slot)
         if worker.ranks:
             rank, overlap = best_rank(worker.ranks, depths, blocks)
-            cached = sum(index.blocks(slot) for slot in worker.slots)
+            cached = sum(held(slot) for slot in worker.slots)
         result.append(
             Candidate(  # by position: by name it would take twice as long
-                worker.endpoint.name,
+                endpoint.name,
                 worker.hostport,
                 overlap,
                 load.active_prefill_tokens(now),
@@ -77,10 +80,10 @@ def candidates(
                 figures.waiting,
                 figures.running,
                 figures.cache_usage,
-                math.inf if load.observed_at is None else now - load.observed_at,
-                max(0.0, requests - load.in_hand_then),
-                worker.endpoint.role,
-                worker.endpoint.generation,
+                math.inf if observed_at is None else now - observed_at,
+                sent_since if sent_since > 0.0 else 0.0,
+                endpoint.role,
+                endpoint.generation,
                 rank,
             )
         )
