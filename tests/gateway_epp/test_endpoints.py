@@ -112,7 +112,7 @@ class Engine:
 
 @asynccontextmanager
 async def followed(
-    engine: Engine, asked: list[str] | None = None
+    engine: Engine, asked: list[str] | None = None, *, rank: int | None = None
 ) -> AsyncIterator[tuple[Pool, Worker]]:
     runner = web.AppRunner(engine.app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
@@ -130,7 +130,7 @@ async def followed(
             lambda pool, worker: StockFollower(pool, worker, session, on_asked=on_asked),
         )
         try:
-            await pool.apply((Endpoint("w-0", "127.0.0.1", port, ready=True),))
+            await pool.apply((Endpoint("w-0", "127.0.0.1", port, ready=True, rank=rank),))
             yield pool, pool.workers["w-0"]
         finally:
             await pool.stop()
@@ -144,6 +144,24 @@ async def test_a_stock_engine_without_events_is_known_by_what_it_answers() -> No
         assert (worker.load.waiting, worker.load.kv_blocks_used) == (3, 50)
         assert not worker.exact
         assert worker.problem == "the engine does not tell its event sockets (404)"
+
+
+@pytest.mark.parametrize(
+    ("rank", "ports"), [(0, [5557]), (1, [5558]), (None, [5557, 5558]), (7, [5557, 5558])]
+)
+async def test_a_port_of_one_rank_listens_to_its_events(rank: int | None, ports: list[int]) -> None:
+    sources = {str(n): {"endpoint": f"tcp://*:{5557 + n}"} for n in (0, 1)}
+
+    async def told(_: web.Request) -> web.Response:
+        return web.json_response(sources)
+
+    engine = Engine()
+    engine.app.router.add_get("/kv_event_sources", told)
+    async with followed(engine, rank=rank) as (pool, _):
+        follower = pool._followers["w-0"]
+        assert isinstance(follower, StockFollower)
+        found = (await follower._event_sources()).values()
+        assert [source._endpoint for source in found] == [f"tcp://127.0.0.1:{p}" for p in ports]
 
 
 async def test_an_engine_that_answers_nonsense_is_asked_again() -> None:

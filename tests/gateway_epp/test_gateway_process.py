@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -79,8 +80,19 @@ class Running:
 
     async def post(self, path: str, body: Any, **headers: str) -> tuple[int, Any, bytes]:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        async with self.client.post(self.url + path, data=data, headers=headers) as answer:
+        sent = io.BytesIO(data)  # in chunks
+        async with self.client.post(self.url + path, data=sent, headers=headers) as answer:
             return answer.status, answer.headers, await answer.read()
+
+    async def until_idle(self) -> None:
+        """Wait until no request is open, and see that none is counted as load."""
+        async with asyncio.timeout(30):
+            while True:
+                if not self.registry.get_sample_value("dynamo_epp_ext_proc_streams"):
+                    break
+                await asyncio.sleep(0.02)
+        loads = [w.load.active_requests() for w in self.picker._pool.workers.values()]
+        assert loads == [0] * len(loads)
 
     async def get(self, url: str) -> tuple[int, bytes]:
         async with self.client.get(url) as answer:
@@ -237,9 +249,9 @@ async def test_every_byte_of_stock_engines_arrives(
         assert headers["content-type"].startswith("application/json")
         assert json.loads(body) == {"model": "m", "echo": prompt}
 
-    await asyncio.gather(*map(one, prompts))
+    await asyncio.gather(*map(one, [*prompts, "x" * 8_000_000]))
     served = [[s for s in engine.seen if s.path == "/v1/completions"] for engine in pool]
-    assert sum(map(len, served)) == len(prompts)
+    assert sum(map(len, served)) == len(prompts) + 1
     assert all(served)
     status, page = await running.get(f"{running.url}/v1/models")
     assert (status, json.loads(page)) == (200, {"data": [{"id": "m"}]})
@@ -446,3 +458,55 @@ async def test_a_drain_lets_running_answers_end(behind_gateway: Any, engines: En
     go.set()
     status, _, body = await asked
     assert (status, body) == (200, b"first last")
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_nothing(
+    behind_gateway: Any, engines: Engines, own_address: str
+) -> None:
+    engine = await engines()
+    engine.handler = stock("m")
+    running = await behind_gateway(engine)
+    for _ in range(20):
+        _, writer = await asyncio.open_connection(own_address, 8000)
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n"
+        writer.write(head + b"{" * 70_000)
+        await writer.drain()
+        writer.transport.abort()
+    body = {"model": "m", "prompt": "x"}
+    assert (await running.post("/v1/completions", body))[0] == 200
+    await running.until_idle()
+    assert [seen.body for seen in engine.seen if seen.path == "/v1/completions"] == [
+        json.dumps(body).encode()
+    ]
+
+
+async def test_an_engine_that_dies_in_the_middle_of_its_answer_leaves_nothing(
+    behind_gateway: Any, engines: Engines
+) -> None:
+    engine, die = await engines(), asyncio.Event()
+
+    async def dies(request: web.Request, body: bytes) -> web.StreamResponse:
+        if request.path != "/v1/completions":
+            return await stock("m")(request, body)
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b"data: 1\n\n")
+        await die.wait()
+        assert request.transport is not None
+        request.transport.abort()  # type: ignore[attr-defined]
+        return response
+
+    engine.handler = dies
+    running = await behind_gateway(engine)
+    body = json.dumps({"model": "m", "prompt": "x", "stream": True})
+    async with running.client.post(f"{running.url}/v1/completions", data=body) as answer:
+        assert await answer.content.readany() == b"data: 1\n\n"
+        die.set()
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await answer.read()
+    await running.until_idle()
+    ended = {"model": "m", "endpoint": "completions", "request_type": "stream"}
+    counted = running.registry.get_sample_value(
+        "dynamo_frontend_requests_total", ended | {"status": "cancelled"}
+    )
+    assert counted == 1
