@@ -402,6 +402,9 @@ class KvPicker:
             return
         served = next((w for w in self._pool.workers.values() if w.hostport == route.served), None)
         if served is not None and served is not booking.worker:  # the gateway went down the list
+            if self._circuits is not None and route.served in route.endpoints:
+                why, now = "the gateway went on to the next endpoint", self._clock()
+                self._circuits.failed(booking.worker, "request", why, now, began=booking.picked_at)
             booking.worker.load.release(booking.key)
             booking.worker = served
             booking.entry.outcome["served_by"] = served.name
