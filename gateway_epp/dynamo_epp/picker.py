@@ -780,6 +780,7 @@ class KvPicker:
             endpoints=endpoints[: decision.limit or 1 + self._fallbacks],
             set_headers=tuple(headers),
             body=changed,
+            response_headers=self._scheduler.answer_headers(decision) if self._scheduler else (),
             restore_model=(parsed.model, named) if rewritten else None,
             routing=pairing.routing(),
             booking=booking,

@@ -188,10 +188,14 @@ def test_duplex_request_trailers_finish_the_body_and_come_last() -> None:
 def test_duplex_relays_the_response_at_once_and_learns_from_it() -> None:
     exchange = Exchange(decision_header=True)
     feed(exchange, request_headers(end=True))
-    route = Route(("1.1.1.1:1", "2.2.2.2:2"), routing="exact")
+    mine = (("x-session-token", "dy0x"),)
+    route = Route(("1.1.1.1:1", "2.2.2.2:2"), response_headers=mine, routing="exact")
     exchange.answer(route)
     (head,) = parsed(feed(exchange, response_headers("503", served="2.2.2.2:2")))
-    assert set_headers(head.response_headers.response) == {"x-dynamo-routing": b"exact"}
+    assert set_headers(head.response_headers.response) == {
+        "x-session-token": b"dy0x",
+        "x-dynamo-routing": b"exact",
+    }
     assert (route.status, route.served) == (503, "2.2.2.2:2")
     (chunk,) = parsed(feed(exchange, body("response_body", b"data: 1\n\n", False)))
     assert chunk.response_body.response.body_mutation.streamed_response.body == b"data: 1\n\n"

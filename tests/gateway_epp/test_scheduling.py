@@ -382,6 +382,9 @@ def test_a_session_token_names_a_pod() -> None:
     asked = ask(workers, headers={"x-session-token": token_of("ns/w-1")})
     assert kept(rule, asked, workers) == [1]
     assert scorer.scores(asked, seen(workers)) == [0.0, 1.0]
+    scheduler = Scheduler({"p": Profile("p", (("s", rule),), (), picker())}, "p")
+    decision = scheduler.decide(asked, seen(workers), random.Random(0))
+    assert scheduler.answer_headers(decision) == (("x-session-token", token_of("w-1")),)
     for token in ("", "%%%", token_of("w-9")):
         assert kept(rule, ask(workers, headers={"x-session-token": token}), workers) == [0, 1]
 

@@ -318,7 +318,7 @@ class Exchange:
         route.status = int(status) if _STATUS.fullmatch(status) else 0
         if message.HasField("metadata_context"):
             route.served = _served(message.metadata_context)
-        set_headers: list[tuple[str, str]] = []
+        set_headers = list(route.response_headers)
         remove: list[str] = []
         if self._decision_header and route.routing:
             set_headers.append((ROUTING_HEADER, route.routing))

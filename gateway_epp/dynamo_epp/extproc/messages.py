@@ -63,6 +63,7 @@ class Route:
     set_headers: tuple[tuple[str, str], ...] = ()
     remove_headers: tuple[str, ...] = ()
     body: bytes | None = None  # replaces the request's body
+    response_headers: tuple[tuple[str, str], ...] = ()  # for the client, where answers are relayed
     restore_model: tuple[str, str] | None = None
     """(the engine's name, the client's): a relayed answer gets the latter back."""
     routing: str = ""  # how the decision was made, for ROUTING_HEADER

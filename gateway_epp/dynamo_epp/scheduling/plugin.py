@@ -44,6 +44,13 @@ class Picker(Protocol):
 
 
 @runtime_checkable
+class Answers(Protocol):
+    def answer_headers(self, decision: Decision) -> tuple[tuple[str, str], ...]:
+        """Headers for the client's answer, where the process relays answers."""
+        ...
+
+
+@runtime_checkable
 class Watcher(Protocol):
     def picked(self, ask: Ask, decision: Decision) -> None:
         """The request goes to the first of ``decision``, which has one."""

@@ -8,7 +8,7 @@ from dynamo_kv_router.choice import Candidate, Decision, Rng
 
 from dynamo_epp.scheduling.approximate import ApproximatePrefixes
 from dynamo_epp.scheduling.ask import Ask
-from dynamo_epp.scheduling.plugin import Watcher
+from dynamo_epp.scheduling.plugin import Answers, Watcher
 from dynamo_epp.scheduling.profile import Profile
 
 
@@ -33,6 +33,10 @@ class Scheduler:
             name: tuple(plugin for plugin in _plugins(profile) if isinstance(plugin, Watcher))
             for name, profile in profiles.items()
         }
+        self._answers = {
+            name: tuple(plugin for plugin in _plugins(profile) if isinstance(plugin, Answers))
+            for name, profile in profiles.items()
+        }
 
     def decide(
         self,
@@ -49,6 +53,11 @@ class Scheduler:
         """
         chosen = self.profiles[profile or self.primary]
         return chosen.decide(ask, candidates, self._approximate, rng, turn=turn)
+
+    def answer_headers(self, decision: Decision) -> tuple[tuple[str, str], ...]:
+        """What clients have to send back, for plugins that know them by it."""
+        plugins = self._answers[decision.profile]
+        return tuple(header for plugin in plugins for header in plugin.answer_headers(decision))
 
     def picked(self, ask: Ask, decision: Decision) -> None:
         """The request goes to the first of ``decision``: what has to be remembered is."""

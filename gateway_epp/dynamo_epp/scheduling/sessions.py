@@ -97,6 +97,12 @@ class Sessions:
         while len(self._bound) > MOST_SESSIONS:
             self._bound.popitem(last=False)
 
+    def answer_headers(self, decision: Decision) -> tuple[tuple[str, str], ...]:
+        """The token that brings the session's next request to the same worker."""
+        if not self._by_token or decision.chosen is None:
+            return ()
+        return ((self._token_header, token_of(decision.chosen.candidate.name)),)
+
     def _session(self, ask: Ask) -> str:
         name = next((value for h in self._id_headers if (value := ask.headers.get(h))), "")
         if len(name) <= LONGEST_NAME:
