@@ -71,6 +71,8 @@ e2e: e2e-parts ## Real vLLM engines on CPU, then everything on a real Kubernetes
 	@$(BIN)/python -m pytest e2e -m "not long" --durations=25 --durations-min=10 $(PYTEST_ARGS)
 
 e2e-long: e2e-parts ## Minutes of load, outages, a thousand graphs; leaves reports in docs/reports
+	@if [ -z "$${KUBECONFIG:-}" ] && [ "$$(id -u)" = 0 ]; then \
+	  $(BIN)/python -m e2e.cluster build istio conformance llm-d-sim; fi
 	@$(BIN)/python -m pytest e2e -m long $(PYTEST_ARGS)
 
 # KUBECONFIG set: that cluster is used, with the images that it can pull. Without root there are no

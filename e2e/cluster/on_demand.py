@@ -13,7 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import yaml
-from dynamo_epp.frontend.envoy import find_envoy
 
 from e2e.cluster import archive, settings
 from e2e.cluster.build import Builder, Part, digest
@@ -66,6 +65,8 @@ def istio(builder: Builder) -> list[Part]:
         return Part(layout.bin / name, settings.ISTIO, lambda: _istio_program(builder, name))
 
     def proxy() -> Mapping[str, Path]:
+        from dynamo_epp.frontend.envoy import find_envoy  # heavy, and needed only here
+
         source = builder.module(ISTIO, settings.ISTIO)
         template = source / "tools/packaging/common/envoy_bootstrap.json"
         return {
@@ -138,14 +139,14 @@ def _libraries(program: Path) -> dict[str, Path]:
 
 
 def conformance(builder: Builder) -> list[Part]:
-    """The inference extension's suite, its echo server, the reference picker, base manifests."""
+    """The inference extension's suite, its echo server, its base manifests."""
     layout, images = builder.layout, _Images(builder)
     source = digest(*(SUITE / name for name in ("go.mod", "go.sum", "conformance_test.go")))
 
-    def program(name: str, package: str) -> Part:
-        target = layout.bin / name
-        command = ("build", "-ldflags=-s -w", "-o", str(target), package)
-        return Part(target, source, lambda: _discard(builder.go(*command, folder=SUITE)))
+    def echo() -> None:
+        package = "sigs.k8s.io/gateway-api/conformance/echo-basic"
+        target = str(layout.bin / "echo-basic")
+        builder.go("build", "-ldflags=-s -w", "-o", target, package, folder=SUITE)
 
     def suite() -> None:
         target = str(layout.bin / "gateway-conformance.test")
@@ -158,10 +159,8 @@ def conformance(builder: Builder) -> list[Part]:
     return [
         Part(layout.manifests / "gateway-conformance.yaml", settings.INFERENCE_EXTENSION, base),
         Part(layout.bin / "gateway-conformance.test", source, suite),
-        program("echo-basic", "sigs.k8s.io/gateway-api/conformance/echo-basic"),
-        program("lwepp", f"{EXTENSION}/cmd/lwepp"),
+        Part(layout.bin / "echo-basic", source, echo),
         images.program("echo-basic", settings.ECHO_IMAGE, source),
-        images.program("lwepp", settings.REFERENCE_PICKER_IMAGE, source),
     ]
 
 
@@ -173,10 +172,6 @@ def llm_d_sim(builder: Builder) -> list[Part]:
         Part(layout.bin / name, settings.LLM_D_SIM, lambda: builder.install_inside(*inside)),
         images.program(name, settings.LLM_D_SIM_IMAGE, settings.LLM_D_SIM),
     ]
-
-
-def _discard(_output: str) -> None:
-    pass
 
 
 ON_DEMAND: dict[str, Callable[[Builder], list[Part]]] = {

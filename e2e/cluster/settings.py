@@ -47,7 +47,6 @@ LWS_IMAGE = f"localhost/lws-controller:{LWS}"
 ISTIO_IMAGE = f"localhost/istio-pilot:{ISTIO}"
 ISTIO_PROXY_IMAGE = f"localhost/istio-proxy:{ISTIO}"
 ECHO_IMAGE = "localhost/echo-basic:1"
-REFERENCE_PICKER_IMAGE = f"localhost/lwepp:{INFERENCE_EXTENSION}"
 LLM_D_SIM_IMAGE = f"localhost/llm-d-inference-sim:{LLM_D_SIM}"
 
 
