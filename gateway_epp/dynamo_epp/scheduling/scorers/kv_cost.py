@@ -34,4 +34,5 @@ class KvCostScorer:
     def scores(self, ask: Ask, candidates: Sequence[Candidate]) -> list[float]:
         cached = ask.cached()
         cached.estimated |= not all(cached.exact(candidate) for candidate in candidates)
-        return fewest_first(kv_costs(ask.size, candidates, self._policy))
+        overlapping = cached.estimated_overlaps(candidates)
+        return fewest_first(kv_costs(ask.size, overlapping, self._policy))
