@@ -333,6 +333,10 @@ class KvPicker:
         workers = self._pool.serving(parsed.model)
         if not workers:
             return self._refuse_unserved(parsed.model)
+        try:
+            changed = self._changed(parsed, asked.named, request.body or b"")
+        except BadRequest as error:
+            return self._refuse(error.status, error.message, "bad-request", code=error.code)
         parsed_at = self._clock()
 
         tokens: npt.NDArray[np.uint32] | None = None
@@ -390,7 +394,7 @@ class KvPicker:
             return self._refuse_unroutable(parsed.model, decision)
         if pairing.split is Split.REFUSED:
             return self._refuse_unsplit(parsed.model, pairing)
-        route = self._route(parsed, asked.named, request.body or b"", pairing, entry, admitted)
+        route = self._route(parsed, asked.named, changed, pairing, entry, admitted)
         done = self._clock()
         entry.stages_ms["choose"] = (done - tokenized_at) * 1e3
         self._count(entry, pairing, done - started)
@@ -730,7 +734,7 @@ class KvPicker:
         self,
         parsed: ParsedRequest,
         named: str,
-        body: bytes,
+        changed: bytes | None,
         pairing: Pairing,
         entry: Entry,
         admitted: Admitted | None,
@@ -770,12 +774,7 @@ class KvPicker:
         metrics = self._metrics.model(parsed.model)
         metrics.started.inc()
         metrics.active.inc()
-        changed = strip_kv_transfer_params(body) if parsed.has_kv_transfer_params else None
-        if changed is not None:
-            self._metrics.stripped.inc()
         rewritten = parsed.model not in ("", named)
-        if rewritten:
-            changed = replace_model(body if changed is None else changed, parsed.model)
         return Route(
             endpoints=endpoints[: decision.limit or 1 + self._fallbacks],
             set_headers=tuple(headers),
@@ -793,6 +792,16 @@ class KvPicker:
             for scored in decision.ranked
             if self._pool.workers[scored.candidate.name].rank(number) is not None
         )
+
+    def _changed(self, parsed: ParsedRequest, named: str, body: bytes) -> bytes | None:
+        """The body for the engine; None: as it came. Before anything is booked, as it may raise
+        ``BadRequest``: the body was read from another stack, and may be too deep for this one."""
+        changed = strip_kv_transfer_params(body) if parsed.has_kv_transfer_params else None
+        if changed is not None:
+            self._metrics.stripped.inc()
+        if parsed.model not in ("", named):
+            changed = replace_model(body if changed is None else changed, parsed.model)
+        return changed
 
     def _cached(self, scored: Scored, size: RequestSize) -> tuple[Worker, int]:
         """The worker and the prompt tokens that it caches."""

@@ -372,7 +372,7 @@ def test_of_a_sessions_name_only_so_much_is_kept_and_long_ones_differ() -> None:
         only = scheduler.decide(asked, seen(workers[number : number + 1]), random.Random(0))
         scheduler.picked(asked, only)
         assert kept(rule, asked, workers) == [number]
-    assert all(len(name) <= LONGEST_NAME for name in rule._bound)
+    assert all(len(session) <= LONGEST_NAME for _, session in rule._bound)
 
 
 def test_a_session_token_names_a_pod() -> None:

@@ -19,7 +19,8 @@ from dynamo_epp.endpoints.worker import Worker
 from dynamo_epp.explain import Entry, Refused
 from dynamo_epp.extproc import PickRequest, Refusal, RequestHead, Route
 from dynamo_epp.metrics import MAX_MODELS, OTHER, PickerMetrics
-from dynamo_epp.picker import LATE_S
+from dynamo_epp.models.rules import ModelRules, Rule
+from dynamo_epp.picker import INLINE_BODY, LATE_S
 from dynamo_epp.pool_metrics import PoolMetrics
 from dynamo_epp.server import AccessEntry
 from dynamo_kv_router.stream.format import Finished
@@ -59,6 +60,32 @@ def logged(request_id: str, status: int = 200, **changed: Any) -> AccessEntry:
         "routing": "",
     }
     return AccessEntry(request_id=request_id, status=status, **{**fields, **changed})
+
+
+# --- bodies
+
+
+@pytest.mark.parametrize("any_path", [False, True])
+@pytest.mark.parametrize("named", ["m", "nice"])
+async def test_no_depth_hides_transfer_parameters_or_leaves_a_booking(
+    named: str, any_path: bool
+) -> None:
+    s = await scene(any_path=any_path)
+    s.picker.rules = ModelRules(exact={"nice": Rule((("m", 1),), "r")})
+    statuses = set()
+    filler = "x" * INLINE_BODY  # read on a thread, whose stack is shallower
+    for depth in range(900, 1100, 2):
+        fields = {"model": named, "kv_transfer_params": {}, "messages": [{"role": filler}]}
+        body = json.dumps(fields)[:-1] + ',"y":' + "[" * depth + "]" * depth + "}"
+        answer = await s.ask(f"r-{depth}", body.encode())
+        if isinstance(answer, Refusal):
+            statuses.add(answer.status)
+            continue
+        assert answer.body is not None
+        assert b"kv_transfer_params" not in answer.body
+        s.picker.released(answer)
+    assert statuses <= {400}
+    assert not any(worker.load.booked for worker in s.pool.workers.values())
 
 
 # --- circuits

@@ -50,10 +50,17 @@ def _decode_slowly(body: bytes) -> Any:
     except UnicodeDecodeError as error:
         message = f"The body is not valid UTF-8: {error.reason} at byte {error.start}."
     except RecursionError:
-        message = "The body is nested too deeply."
+        raise TooDeep from None
     except ValueError as error:  # an integer with thousands of digits
         message = f"The body is not usable JSON: {error}."
     raise BadRequest(400, message, code="invalid_json")
+
+
+class TooDeep(BadRequest):
+    """How deep a body may be nested depends on the stack that reads it: an engine may read more."""
+
+    def __init__(self) -> None:
+        super().__init__(400, "The body is nested too deeply.", code="invalid_json")
 
 
 _JSON_NAMES: dict[type, str] = {
@@ -82,11 +89,14 @@ def has_transfer_keys(fields: dict[str, Any]) -> bool:
 def strip_kv_transfer_params(body: bytes) -> bytes | None:
     """The body without the client's transfer parameters, or None where it has none.
 
-    Values of all other fields keep their bytes. Bodies that are no JSON object give None.
+    Values of all other fields keep their bytes. Bodies that are no JSON object give None. Raises
+    `BadRequest` for one that is nested too deeply to tell.
     """
     try:
         if not has_transfer_keys(decode_object(body)):
             return None
+    except TooDeep:
+        raise
     except BadRequest:
         return None
     try:
