@@ -113,10 +113,8 @@ def standing(service: str, gateways: tuple[str, ...]) -> list[Manifest]:
     ]
 
 
-def run(
-    cluster: Cluster, picker: Picker, folder: Path, *, only: str = ""
-) -> tuple[list[Result], str]:
-    """Run the suite, or its one test `only`: what came of each test, and all that it said.
+def run(cluster: Cluster, picker: Picker, folder: Path, *flags: str) -> tuple[list[Result], str]:
+    """Run the suite with further `flags` of its own: what came of each test, and all it said.
 
     `folder` gets the base manifests, the log, and the suite's own report (`report.yaml`).
     """
@@ -129,7 +127,7 @@ def run(
         *("-organization=local", "-project=istio-with-dynamo-epp", "-contact=none"),
         *("-url=none", f"-version={settings.ISTIO_RELEASE}"),
         f"-report-output={folder / 'report.yaml'}",
-        *((f"-run-test={only}",) if only else ()),
+        *flags,
     ]
     env = {
         **os.environ,
