@@ -149,7 +149,25 @@ def relay_response_body(data: bytes) -> bytes | None:
         return None
     if end < len(data) and data[end] not in _AFTER_BODY_TAGS:
         return None
-    return _wrap_streamed(RESPONSE_BODY, data[start:end])
+    return _wrap_streamed(RESPONSE_BODY, data[start:end]) if _is_chunk(data, start, end) else None
+
+
+def _is_chunk(data: bytes, start: int, end: int) -> bool:
+    """Whether ``data[start:end]`` is ``HttpBody.body`` alone, or with the end of the stream."""
+    if end - start <= 2:
+        return data[start:end] in (b"", _END_OF_STREAM)
+    if data[start] != 0x0A:
+        return False
+    at, length, shift = start + 1, 0, 0
+    while at < end and shift <= 28:
+        byte = data[at]
+        at += 1
+        length |= (byte & 127) << shift
+        if byte < 128:
+            rest = data[at + length : end]
+            return at + length == end or (at + length < end and rest == _END_OF_STREAM)
+        shift += 7
+    return False
 
 
 def may_end(relayed: bytes) -> bool:
