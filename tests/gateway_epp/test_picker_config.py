@@ -8,6 +8,7 @@ from dynamo_epp.admission.settings import PriorityBand
 from dynamo_epp.config import API_VERSIONS, given_config, load_config
 from dynamo_epp.config.loader import PickerConfig
 from dynamo_epp.scheduling.catalogue import ELSEWHERE, MADE, NOT_HERE, RENAMED, SETTINGS
+from dynamo_epp.scheduling.filters.label_selector import LabelFilter, LabelParameters
 
 HEAD = f"apiVersion: {API_VERSIONS[0]}\nkind: EndpointPickerConfig\n"
 
@@ -229,3 +230,44 @@ def test_every_type_has_one_meaning() -> None:
     kinds = [set(MADE), set(SETTINGS), set(RENAMED), set(ELSEWHERE), set(NOT_HERE)]
     assert sum(map(len, kinds)) == len(set.union(*kinds))
     assert set(RENAMED.values()) <= set(MADE)
+
+
+def test_what_dynamo_gives_its_picker_is_taken() -> None:
+    label = "nvidia.com/dynamo-component-type"
+    config = load(f"""
+plugins:
+- {{type: disagg-profile-handler}}
+- name: prefill-filter
+  type: label-filter
+  parameters: {{label: {label}, validValues: [prefill], allowsNoLabel: false}}
+- name: decode-filter
+  type: label-filter
+  parameters: {{label: {label}, validValues: [decode], allowsNoLabel: false}}
+- {{name: picker, type: max-score-picker}}
+- {{name: dyn-prefill, type: dyn-prefill-scorer}}
+- {{name: dyn-decode, type: dyn-decode-scorer}}
+schedulingProfiles:
+- name: prefill
+  plugins: [{{pluginRef: prefill-filter}}, {{pluginRef: dyn-prefill}}, {{pluginRef: picker}}]
+- name: decode
+  plugins: [{{pluginRef: decode-filter}}, {{pluginRef: dyn-decode}}, {{pluginRef: picker}}]
+""")
+    assert config.scheduler.primary == "decode"
+    (scorer,) = config.scheduler.profiles["decode"].scorers
+    assert type(scorer[2]).__name__ == "KvCostScorer"
+
+
+@pytest.mark.parametrize(
+    ("without", "labels", "reason"),
+    [
+        (False, {"role": "a"}, ""),
+        (False, {"role": "c"}, "label role is 'c', none of a, b"),
+        (False, {}, "label role is not there"),
+        (True, {}, ""),
+    ],
+)
+def test_pods_are_kept_by_the_values_of_a_label(
+    without: bool, labels: dict[str, str], reason: str
+) -> None:
+    parameters = LabelParameters(label="role", valid_values=["b", "a"], allows_no_label=without)
+    assert LabelFilter(parameters).reason(labels) == reason

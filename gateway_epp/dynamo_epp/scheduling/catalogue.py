@@ -17,7 +17,12 @@ from dynamo_epp.scheduling.filters.endpoint_attribute import (
     EndpointAttributeFilter,
     EndpointAttributeParameters,
 )
-from dynamo_epp.scheduling.filters.label_selector import LabelSelector, LabelSelectorParameters
+from dynamo_epp.scheduling.filters.label_selector import (
+    LabelFilter,
+    LabelParameters,
+    LabelSelector,
+    LabelSelectorParameters,
+)
 from dynamo_epp.scheduling.filters.session_affinity import SessionAffinityFilter
 from dynamo_epp.scheduling.filters.topology_affinity import (
     TopologyAffinityFilter,
@@ -77,6 +82,7 @@ MADE: Mapping[str, Made] = {
     "decode-filter": Made(NoParameters, role.decode),
     "encode-filter": Made(NoParameters, role.encode),
     "endpoint-attribute-filter": Made(EndpointAttributeParameters, EndpointAttributeFilter),
+    "label-filter": Made(LabelParameters, LabelFilter),
     "label-selector-filter": Made(LabelSelectorParameters, LabelSelector),
     "prefill-filter": Made(NoParameters, role.prefill),
     "session-affinity-filter": Made(SessionParameters, SessionAffinityFilter),
@@ -115,8 +121,13 @@ SETTINGS: Mapping[str, type[Parameters]] = {
 }
 """Types that set something other plugins share."""
 
-RENAMED: Mapping[str, str] = {"by-label-selector": "label-selector-filter"}
-"""Older names."""
+RENAMED: Mapping[str, str] = {
+    "by-label": "label-filter",
+    "by-label-selector": "label-selector-filter",
+    "dyn-decode-scorer": "kv-cost-scorer",
+    "dyn-prefill-scorer": "kv-cost-scorer",
+}
+"""Older names, and Dynamo's for its own cost function."""
 
 ELSEWHERE: Mapping[str, str] = {
     "concurrency-detector": "its parameters are settings of flow control",
@@ -155,7 +166,6 @@ NOT_HERE: Mapping[str, str] = {
     "always-disagg-multimodal-decider": "encoders apart from prefill workers do not exist here",
     "anthropic-parser": "only OpenAI's API is parsed",
     "burst-prefix-cache-producer": "use prefix-cache-scorer without it",
-    "by-label": "use label-selector-filter",
     "dcgm-data-source": "figures come from the engines alone",
     "dcgm-extractor": "figures come from the engines alone",
     "destination-endpoint-served-verifier": "it is an option of `dynamo epp`",

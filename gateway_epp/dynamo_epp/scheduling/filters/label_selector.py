@@ -1,4 +1,4 @@
-"""Keeps the pods whose labels a Kubernetes label selector picks."""
+"""Keeps pods by their labels: by a Kubernetes label selector, or by the values of one label."""
 
 from __future__ import annotations
 
@@ -52,3 +52,31 @@ class LabelSelector:
             if not requirement.holds(labels):
                 return f"label {requirement.key}: {requirement.operator} does not hold"
         return ""
+
+
+class LabelParameters(Parameters):
+    label: Text
+    valid_values: list[str] = []  # noqa: RUF012
+    allows_no_label: bool = False
+
+
+class LabelFilter:
+    """Keeps pods whose ``label`` has one of ``validValues``, and those without it if
+    ``allowsNoLabel``. What Dynamo's configurations tell roles apart by."""
+
+    def __init__(self, parameters: LabelParameters) -> None:
+        self._label = parameters.label
+        self._values = frozenset(parameters.valid_values)
+        self._without = parameters.allows_no_label
+
+    def reasons(self, ask: Ask, candidates: Sequence[Candidate]) -> list[str]:
+        return [self.reason(ask.labels(candidate)) for candidate in candidates]
+
+    def reason(self, labels: Mapping[str, str]) -> str:
+        """Why a pod with these labels is dropped; "" if it is not."""
+        value = labels.get(self._label)
+        if value is None:
+            return "" if self._without else f"label {self._label} is not there"
+        if value in self._values:
+            return ""
+        return f"label {self._label} is {value!r}, none of {', '.join(sorted(self._values))}"
