@@ -6,6 +6,8 @@ from collections.abc import Generator
 import hypothesis
 import pytest
 
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # as dynamo_epp has it, which says why
+
 # How long an example takes is the machine's business, not a property of the code.
 hypothesis.settings.register_profile(
     "default-without-deadline",

@@ -98,14 +98,18 @@ def add_status_routes(
         if wanted is not None:
             found = journal.find(wanted)
             entries = [] if found is None else [found]
-        elif limit.isdecimal() and limit.isascii():
+        elif limit.isdecimal() and limit.isascii() and len(limit) < 10:
             entries = list(
                 journal.newest(
                     int(limit), worker=query.get("worker", ""), model=query.get("model", "")
                 )
             )
         else:
-            text = error_body(400, f"limit is {limit!r}; it must be a number", param="limit")
+            text = error_body(
+                400,
+                f"limit is {limit[:20]!r}; it must be a number below 1,000,000,000",
+                param="limit",
+            )
             return web.Response(body=text, status=400, content_type="application/json")
         return _json({"decisions": [e.brief() if brief else e.to_json() for e in entries]})
 

@@ -64,10 +64,14 @@ def samples(page: str, names: Iterable[str]) -> Iterator[tuple[str, str, float]]
     for line in page.splitlines():
         if line.startswith("#"):
             continue
-        head, _, value = line.rpartition(" ")
-        name, _, labels = head.partition("{")
+        head, labelled, rest = line.rpartition("}")
+        if labelled:
+            name, _, labels = head.partition("{")
+        else:
+            name, _, rest = line.partition(" ")
+            labels = ""
         if name in wanted:
-            yield name, labels.removesuffix("}"), float(value)
+            yield name, labels, float(rest.split(maxsplit=1)[0])  # a time stamp may follow
 
 
 def figures(page: str) -> EngineFigures | None:

@@ -53,3 +53,13 @@ def test_the_newest_series_of_adapters_counts() -> None:
 
 def test_a_page_without_them_has_no_figures() -> None:
     assert figures("process_cpu_seconds_total 1.0\n") is None
+
+
+def test_a_time_stamp_is_no_figure() -> None:
+    page = (
+        'vllm:num_requests_running{engine="0",model_name="a} b"} 3.0 1700000000000\n'
+        "vllm:num_requests_waiting 2 1700000000000\n"
+    )
+    found = figures(page)
+    assert found is not None
+    assert (found.running, found.waiting) == (3, 2)
