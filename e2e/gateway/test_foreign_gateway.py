@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import aiohttp
 import pytest
@@ -21,6 +22,20 @@ for process in pathlib.Path("/proc").glob("[0-9]*"):
     if b"--served-model-name" in (process / "cmdline").read_bytes().split(bytes(1)):
         os.kill(int(process.name), signal.SIGKILL)
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def inference_pools(pods: Cluster) -> Iterator[None]:
+    """The kind is served; afterwards only if it was before: others test that it comes."""
+
+    def definitions() -> set[str]:
+        return set(pods.kubectl("get", "crd", "-o", "name").stdout.split())
+
+    before = definitions()
+    pods.install_addon("inference-extension")
+    yield
+    if new := definitions() - before:
+        pods.kubectl("delete", *sorted(new))
 
 
 @pytest.mark.timeout(400)

@@ -149,9 +149,9 @@ def page(found: Sequence[Judged]) -> str:
         "|---|---|---|",
         *(f"| {counts[verdict]} | {verdict.value} | {MEANING[verdict]} |" for verdict in Verdict),
         "",
-        "Prefill and decode workers of a graph are [paired](prefill-decode.md); what hands the cache"
-        " over is NIXL,",
-        "which the engine's image has to hold.",
+        "Prefill and decode workers of a graph are [paired](prefill-decode.md); what hands the"
+        " cache over is",
+        "NIXL, which the engine's image has to hold.",
         "",
         "## What has no counterpart",
         "",
