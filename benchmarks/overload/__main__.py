@@ -6,13 +6,12 @@ docs/benchmarks/overload.md.
 """
 
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
+from benchmarks.local_graph import component, graph, measure
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent.parent / "docs" / "benchmarks" / "overload.md"
@@ -29,16 +28,9 @@ MODES = {
 }
 
 
-def graph(arguments: list[str], profile: Path) -> dict[str, Any]:
-    def component(name: str, kind: str, args: list[str], replicas: int) -> dict[str, Any]:
-        main = {"name": "main", "image": f"dynamo-platform/{kind}", "args": args}
-        return {
-            "name": name,
-            "type": kind,
-            "replicas": replicas,
-            "podTemplate": {"spec": {"containers": [main]}},
-        }
-
+def run(arguments: list[str], folder: Path) -> dict[str, Any]:
+    profile = folder / "profile.json"
+    profile.write_text(json.dumps(PROFILE))
     identity = ["--tenant-header=x-tenant", "--priority-header=x-priority"]
     sim = [
         "--served-model-name=tiny",
@@ -46,38 +38,12 @@ def graph(arguments: list[str], profile: Path) -> dict[str, Any]:
         "--log-level=warning",
         f"--timing-profile={profile}",
     ]
-    return {
-        "apiVersion": "nvidia.com/v1beta1",
-        "kind": "DynamoGraphDeployment",
-        "metadata": {"name": "overload"},
-        "spec": {
-            "components": [
-                component("Frontend", "frontend", [*identity, *arguments], 1),
-                component("Worker", "worker", sim, WORKERS),
-            ]
-        },
-    }
-
-
-def measure(arguments: list[str], folder: Path) -> dict[str, Any]:
-    file, profile = folder / "graph.yaml", folder / "profile.json"
-    profile.write_text(json.dumps(PROFILE))
-    file.write_text(yaml.safe_dump(graph(arguments, profile)))
-    run = subprocess.run(
-        [
-            sys.executable, "-m", "dynamo_cli.main", "up", str(file),
-            "--exec", f"{sys.executable} {HERE / 'load.py'}",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )  # fmt: skip
-    results = [line for line in run.stdout.splitlines() if line.startswith("RESULT ")]
-    if run.returncode != 0 or len(results) != 1:
-        sys.exit(f"{arguments} failed with status {run.returncode}:\n{run.stdout}")
-    measured: dict[str, Any] = json.loads(results[0].removeprefix("RESULT "))
-    return measured
+    manifest = graph(
+        "overload",
+        component("Frontend", "frontend", [*identity, *arguments], 1),
+        component("Worker", "worker", sim, WORKERS),
+    )
+    return measure(manifest, HERE / "load.py", str(arguments), folder)
 
 
 def throughput_of(result: dict[str, Any]) -> float:
@@ -109,7 +75,7 @@ def rows(queue: str, result: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        results = {queue: measure(args, Path(folder)) for queue, args in MODES.items()}
+        results = {queue: run(args, Path(folder)) for queue, args in MODES.items()}
     theirs, ours = (result["answers"] for result in results.values())
     common = theirs.keys() & ours.keys()
     if not common or any(theirs[prompt] != ours[prompt] for prompt in common):

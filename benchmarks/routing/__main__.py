@@ -6,13 +6,12 @@ mode must give the same answers. `python -m benchmarks.routing` writes docs/benc
 """
 
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
+from benchmarks.local_graph import component, graph, measure
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent.parent / "docs" / "benchmarks" / "routing.md"
@@ -38,18 +37,9 @@ FIRST_WORKLOAD = (
 )
 
 
-def graph(mode: str, profile: Path) -> dict[str, Any]:
-    """The graph for one mode."""
-
-    def component(name: str, kind: str, image: str, args: list[str], replicas: int) -> Any:
-        main = {"name": "main", "image": f"dynamo-platform/{image}", "args": args}
-        return {
-            "name": name,
-            "type": kind,
-            "replicas": replicas,
-            "podTemplate": {"spec": {"containers": [main]}},
-        }
-
+def run(mode: str, folder: Path) -> dict[str, Any]:
+    profile = folder / "profile.json"
+    profile.write_text(json.dumps(PROFILE))
     sim = [
         "--served-model-name=tiny",
         f"--num-gpu-blocks-override={BLOCKS}",
@@ -57,44 +47,17 @@ def graph(mode: str, profile: Path) -> dict[str, Any]:
         "--log-level=warning",
         f"--timing-profile={profile}",
     ]
-    return {
-        "apiVersion": "nvidia.com/v1beta1",
-        "kind": "DynamoGraphDeployment",
-        "metadata": {"name": "routing"},
-        "spec": {
-            "components": [
-                component("Frontend", "frontend", "frontend", ["--router-mode", mode], 1),
-                component("Worker", "worker", "worker", sim, WORKERS),
-            ]
-        },
-    }
-
-
-def measure(mode: str, folder: Path) -> dict[str, Any]:
-    file = folder / f"{mode}.yaml"
-    profile = folder / "profile.json"
-    profile.write_text(json.dumps(PROFILE))
-    file.write_text(yaml.safe_dump(graph(mode, profile)))
-    run = subprocess.run(
-        [
-            sys.executable, "-m", "dynamo_cli.main", "up", str(file),
-            "--exec", f"{sys.executable} {HERE / 'load.py'}",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )  # fmt: skip
-    results = [line for line in run.stdout.splitlines() if line.startswith("RESULT ")]
-    if run.returncode != 0 or len(results) != 1:
-        sys.exit(f"mode {mode} failed with status {run.returncode}:\n{run.stdout}")
-    measured: dict[str, Any] = json.loads(results[0].removeprefix("RESULT "))
-    return measured
+    manifest = graph(
+        "routing",
+        component("Frontend", "frontend", ["--router-mode", mode], 1),
+        component("Worker", "worker", sim, WORKERS),
+    )
+    return measure(manifest, HERE / "load.py", f"mode {mode}", folder)
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        results = {mode: measure(mode, Path(folder)) for mode in MODES}
+        results = {mode: run(mode, Path(folder)) for mode in MODES}
     if len({result["answers"] for result in results.values()}) != 1:
         sys.exit("the modes gave different answers")
     rates = {mode: r["cached_tokens"] / r["prompt_tokens"] for mode, r in results.items()}

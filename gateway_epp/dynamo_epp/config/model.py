@@ -62,7 +62,7 @@ class PluginSpec(Model):
     type: Text
     name: str = ""
     """The type, by default."""
-    parameters: Opaque = {}  # noqa: RUF012
+    parameters: Opaque = Field(default_factory=dict)
 
 
 class ProfilePlugin(Model):
@@ -75,7 +75,7 @@ class ProfilePlugin(Model):
 
 class SchedulingProfile(Model):
     name: Text
-    plugins: list[ProfilePlugin] = []  # noqa: RUF012
+    plugins: list[ProfilePlugin] = Field(default_factory=list)
 
 
 class PluginRef(Model):
@@ -84,12 +84,12 @@ class PluginRef(Model):
 
 class Source(Model):
     plugin_ref: Text
-    extractors: list[PluginRef] = []  # noqa: RUF012
+    extractors: list[PluginRef] = Field(default_factory=list)
 
 
 class DataLayer(Model):
     inject_defaults: Bool | None = None
-    sources: list[Source] = []  # noqa: RUF012
+    sources: list[Source] = Field(default_factory=list)
     discovery: PluginRef | None = None
     peer_discovery: PluginRef | None = None
     cross_replica_syncer_plugin_ref: str = ""
@@ -115,23 +115,23 @@ class FlowControl(Model):
     no_endpoint_request_ttl: Annotated[Duration | None, Field(alias="noEndpointRequestTTL")] = None
     default_priority_band: PriorityBandSpec | None = None
     default_negative_priority_band: PriorityBandSpec | None = None
-    priority_bands: list[PriorityBandSpec] = []  # noqa: RUF012
+    priority_bands: list[PriorityBandSpec] = Field(default_factory=list)
     usage_limit_policy_plugin_ref: str = ""
     saturation_detector: SaturationDetector | None = None
     enable_eviction: Bool = False
 
 
 class RequestHandler(Model):
-    parsers: list[PluginRef] = []  # noqa: RUF012
+    parsers: list[PluginRef] = Field(default_factory=list)
 
 
 class EndpointPickerConfig(Model):
     api_version: str
     kind: str
-    metadata: Opaque = {}  # noqa: RUF012
-    feature_gates: list[str] = []  # noqa: RUF012
-    plugins: list[PluginSpec] = []  # noqa: RUF012
-    scheduling_profiles: list[SchedulingProfile] = []  # noqa: RUF012
+    metadata: Opaque = Field(default_factory=dict)
+    feature_gates: list[str] = Field(default_factory=list)
+    plugins: list[PluginSpec] = Field(default_factory=list)
+    scheduling_profiles: list[SchedulingProfile] = Field(default_factory=list)
     data_layer: DataLayer | None = None
     flow_control: FlowControl | None = None
     request_handler: RequestHandler | None = None

@@ -43,7 +43,9 @@ class SessionIdSource(Parameters):
 
 
 class SessionId(Parameters):
-    sources: list[SessionIdSource] = [SessionIdSource(header="x-session-id")]  # noqa: RUF012
+    sources: list[SessionIdSource] = Field(
+        default_factory=lambda: [SessionIdSource(header="x-session-id")]
+    )
     """The first that is there and not empty counts."""
     eviction_ttl_seconds: Annotated[Number, Field(gt=0)] = 300.0
     """A session that is idle for longer is forgotten."""

@@ -7,6 +7,7 @@ from typing import Literal
 
 from dynamo_crds.schema import StringMap, Text
 from dynamo_kv_router.choice import Candidate
+from pydantic import Field
 
 from dynamo_epp.scheduling.ask import Ask
 from dynamo_epp.scheduling.parameters import Parameters
@@ -15,7 +16,7 @@ from dynamo_epp.scheduling.parameters import Parameters
 class Requirement(Parameters):
     key: Text
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
-    values: list[str] = []  # noqa: RUF012
+    values: list[str] = Field(default_factory=list)
 
     def holds(self, labels: Mapping[str, str]) -> bool:
         value = labels.get(self.key)
@@ -30,8 +31,8 @@ class Requirement(Parameters):
 
 
 class LabelSelectorParameters(Parameters):
-    match_labels: StringMap = {}  # noqa: RUF012
-    match_expressions: list[Requirement] = []  # noqa: RUF012
+    match_labels: StringMap = Field(default_factory=dict)
+    match_expressions: list[Requirement] = Field(default_factory=list)
 
 
 class LabelSelector:
@@ -56,7 +57,7 @@ class LabelSelector:
 
 class LabelParameters(Parameters):
     label: Text
-    valid_values: list[str] = []  # noqa: RUF012
+    valid_values: list[str] = Field(default_factory=list)
     allows_no_label: bool = False
 
 

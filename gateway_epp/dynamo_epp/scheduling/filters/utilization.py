@@ -37,7 +37,7 @@ class Condition(Parameters):
 
 
 class UtilizationParameters(Parameters):
-    conditions: list[Condition] = []  # noqa: RUF012
+    conditions: list[Condition] = Field(default_factory=list)
     """All must hold."""
     fallback_on_empty: Bool = False
     """Where nobody is left, everybody passes."""
