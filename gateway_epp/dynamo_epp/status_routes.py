@@ -1,39 +1,28 @@
 """What the picker answers over HTTP: models, health, and the reasons of its decisions.
 
-`/v1/models` and `/health` are what Envoy lets clients ask; the rest is on the status server only,
-for those who run the cluster: `/debug` for people, and below it what it is made of, as JSON.
-
-`/debug/decisions` takes `request_id`, or `limit`, `worker` and `model`; `brief=1` leaves out the
-candidates. `/debug/totals` counts what is kept, `/debug/workers` shows the endpoints.
+`/v1/models` and `/health` are what Envoy lets clients ask; the rest (`explain.debug_routes`) is on
+the status server only, for those who run the cluster.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import msgspec
 from aiohttp import web
 from dynamo_runtime.lifecycle import Lifecycle
 
-from dynamo_epp.debug_page import add_debug_page
 from dynamo_epp.endpoints.pool import Pool
 from dynamo_epp.endpoints.worker import Worker
 from dynamo_epp.explain import Journal
+from dynamo_epp.explain.debug_routes import add_debug_routes
 from dynamo_epp.picker import KvPicker
 from dynamo_epp.requests import error_body
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no infinities; they become ``null``."""
-    return None if isinstance(value, float) and not math.isfinite(value) else str(value)
-
-
 def _json(data: Any, status: int = 200) -> web.Response:
     return web.Response(
-        body=msgspec.json.encode(data, enc_hook=_finite),
-        status=status,
-        content_type="application/json",
+        body=msgspec.json.encode(data), status=status, content_type="application/json"
     )
 
 
@@ -91,38 +80,7 @@ def add_status_routes(
             200 if lifecycle.ready else 503,
         )
 
-    async def decisions(request: web.Request) -> web.Response:
-        query = request.query
-        brief = query.get("brief", "") not in ("", "0", "false")
-        wanted, limit = query.get("request_id"), query.get("limit", "50")
-        if wanted is not None:
-            found = journal.find(wanted)
-            entries = [] if found is None else [found]
-        elif limit.isdecimal() and limit.isascii() and len(limit) < 10:
-            entries = list(
-                journal.newest(
-                    int(limit), worker=query.get("worker", ""), model=query.get("model", "")
-                )
-            )
-        else:
-            text = error_body(
-                400,
-                f"limit is {limit[:20]!r}; it must be a number below 1,000,000,000",
-                param="limit",
-            )
-            return web.Response(body=text, status=400, content_type="application/json")
-        return _json({"decisions": [e.brief() if brief else e.to_json() for e in entries]})
-
-    async def totals(_: web.Request) -> web.Response:
-        return _json(journal.totals())
-
-    async def workers(_: web.Request) -> web.Response:
-        return _json(picker.state())
-
     app.router.add_get("/v1/models", models)
     app.router.add_get("/v1/models/{model:.*}", model)
     app.router.add_get("/health", health)
-    app.router.add_get("/debug/decisions", decisions)
-    app.router.add_get("/debug/totals", totals)
-    app.router.add_get("/debug/workers", workers)
-    add_debug_page(app)
+    add_debug_routes(app, journal, picker.state)

@@ -8,8 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from dynamo_epp.compact import Kept
-from dynamo_epp.explain import Disagg
+from dynamo_epp.explain import Disagg, Kept
 from dynamo_epp.extproc import Route
 from dynamo_epp.status_routes import add_status_routes
 from dynamo_kv_router.choice import Candidate, Decision, How, Policy, RequestSize, Scored

@@ -4,8 +4,9 @@ import random
 from dataclasses import replace
 
 import pytest
-from dynamo_epp.compact import RANKED_LOWER, WHOLE, Kept
-from dynamo_epp.explain import LONGEST, LONGEST_REASON, Entry, Journal, Refused
+from dynamo_epp.explain import Entry, Journal, Kept, Refused
+from dynamo_epp.explain.compact import RANKED_LOWER, WHOLE
+from dynamo_epp.explain.entries import LONGEST, LONGEST_REASON
 from dynamo_kv_router.choice import Candidate, Decision, Policy, RequestSize, choose
 from hypothesis import given
 from hypothesis import strategies as st

@@ -28,7 +28,8 @@ from dynamo_epp.endpoints.worker import Worker
 from dynamo_epp.explain import Journal
 from dynamo_epp.extproc import PickRequest, Refusal, RequestHead, Route
 from dynamo_epp.metrics import PickerMetrics
-from dynamo_epp.picker import LATE_S, KvPicker
+from dynamo_epp.picker import KvPicker
+from dynamo_epp.picker.bookings import LATE_S
 from dynamo_epp.requests import ChatPrompt, Kind, ParsedRequest
 from dynamo_epp.scheduling.disagg import DisaggPolicy
 from dynamo_epp.server import AccessEntry

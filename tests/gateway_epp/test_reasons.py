@@ -2,7 +2,7 @@
 
 import random
 
-from dynamo_epp.reasons import why
+from dynamo_epp.explain.reasons import why
 from dynamo_kv_router.choice import (
     Candidate,
     Decision,

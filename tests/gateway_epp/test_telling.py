@@ -20,7 +20,8 @@ from dynamo_epp.explain import Entry, Refused
 from dynamo_epp.extproc import PickRequest, Refusal, RequestHead, Route
 from dynamo_epp.metrics import MAX_MODELS, OTHER, PickerMetrics
 from dynamo_epp.models.rules import ModelRules, Rule
-from dynamo_epp.picker import INLINE_BODY, LATE_S
+from dynamo_epp.picker.bookings import LATE_S
+from dynamo_epp.picker.reading import INLINE_BODY
 from dynamo_epp.pool_metrics import PoolMetrics
 from dynamo_epp.server import AccessEntry
 from dynamo_kv_router.stream.format import Finished

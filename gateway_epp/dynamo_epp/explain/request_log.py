@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from dynamo_epp.explain import LONGEST, Entry, Refused
+from dynamo_epp.explain.entries import LONGEST, Entry, Refused
 from dynamo_epp.server import AccessEntry
 
 log = logging.getLogger("access")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from dynamo_runtime.tracing import Attribute, Tracing
 
-from dynamo_epp.explain import Entry, Refused
+from dynamo_epp.explain.entries import Entry, Refused
 from dynamo_epp.requests import Kind, ParsedRequest
 
 OPERATIONS = {
