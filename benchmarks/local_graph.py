@@ -1,8 +1,10 @@
 """A graph of simulated workers, run by `dynamo up` under a load that tells what it saw."""
 
 import json
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +33,21 @@ def graph(name: str, *components: Json) -> Json:
     }
 
 
-def measure(manifest: Json, load: Path, what: str, folder: Path) -> Json:
+def measure(
+    manifest: Json, load: Path, what: str, folder: Path, options: Sequence[str] = ()
+) -> Json:
     """Run the graph with the script `load` against it: what that prints after `RESULT `.
 
     Ends the program with everything that was printed if that is not one line, or the run fails;
-    `what` names the run. `folder` takes the manifest's file.
+    `what` names the run. `options` are the script's, `folder` takes the manifest's file and logs.
     """
     file = folder / "graph.yaml"
     file.write_text(yaml.safe_dump(manifest))
     run = subprocess.run(
         [
             *(sys.executable, "-m", "dynamo_cli.main", "up", str(file)),
-            *("--exec", f"{sys.executable} {load}"),
+            *("--state-dir", str(folder / "state")),
+            *("--exec", shlex.join([sys.executable, str(load), *options])),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -5,57 +5,24 @@ come, and with the queue in the picker. `python -m benchmarks.overload` writes
 docs/benchmarks/overload.md.
 """
 
-import json
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.local_graph import component, graph, measure
+from benchmarks.overload.scenario import SLOTS, WORKERS, of_fair_share, run, throughput
 
-HERE = Path(__file__).parent
-PAGE = HERE.parent.parent / "docs" / "benchmarks" / "overload.md"
-WORKERS = 2
-SLOTS = 4
-PROFILE = {
-    "prefill_tokens_per_s": 8000.0,
-    "prefill_overhead_s": 0.01,
-    "decode": [{"batch": 1, "step_s": 0.02}, {"batch": 64, "step_s": 0.02}],
-}
+PAGE = Path(__file__).parent.parent.parent / "docs" / "benchmarks" / "overload.md"
 MODES = {
     "in the engines": ["--no-flow-control"],
     "in the picker": ["--flow-control", "--queue-seconds=10", "--queue-requests=100"],
 }
 
 
-def run(arguments: list[str], folder: Path) -> dict[str, Any]:
-    profile = folder / "profile.json"
-    profile.write_text(json.dumps(PROFILE))
-    identity = ["--tenant-header=x-tenant", "--priority-header=x-priority"]
-    sim = [
-        "--served-model-name=tiny",
-        f"--max-num-seqs={SLOTS}",
-        "--log-level=warning",
-        f"--timing-profile={profile}",
-    ]
-    manifest = graph(
-        "overload",
-        component("Frontend", "frontend", [*identity, *arguments], 1),
-        component("Worker", "worker", sim, WORKERS),
-    )
-    return measure(manifest, HERE / "load.py", str(arguments), folder)
-
-
-def throughput_of(result: dict[str, Any]) -> float:
-    """Served while the load lasted, over what the engines can serve."""
-    served = sum(tenant["served_in_time"] for tenant in result["tenants"].values())
-    return float(served / result["load_s"] / result["capacity"])
-
-
 def rows(queue: str, result: dict[str, Any]) -> list[str]:
-    tenants, alone = result["tenants"], result["alone_p50_s"]
-    served = {name: tenant["served_in_time"] for name, tenant in tenants.items()}
-    total = sum(served.values())
+    tenants, alone = result["tenants"], result["alone"]["p50_s"]
+    served = {name: tenant["served_settled"] for name, tenant in tenants.items()}
+    total, fair = sum(served.values()), of_fair_share(result)
     lines = []
     for name, tenant in tenants.items():
         times = "–"
@@ -66,9 +33,10 @@ def rows(queue: str, result: dict[str, Any]) -> list[str]:
         wait = "–"
         if tenant["retry_after"]:
             wait = "–".join(map(str, sorted(set(tenant["retry_after"])))) + " s"
+        share = f"{fair[name]:.2f}×" if name in fair else "–"
         lines.append(
-            f"| {queue} | {name} | {tenant['asked']} | {served[name] / total:.0%} | {times} "
-            f"| {why} | {wait} |"
+            f"| {queue} | {name} | {tenant['asked']} | {served[name] / total:.0%} | {share} "
+            f"| {times} | {why} | {wait} |"
         )
     return lines
 
@@ -81,24 +49,26 @@ def main() -> None:
     if not common or any(theirs[prompt] != ours[prompt] for prompt in common):
         sys.exit("the same prompt got different answers")
     for queue, result in results.items():
-        if any(tenant["unexplained"] for tenant in result["tenants"].values()):
-            sys.exit(f"{queue}: refusals without a reason or without Retry-After")
-    throughput = ", ".join(
-        f"{throughput_of(result):.2f}× with the queue {queue}" for queue, result in results.items()
+        for tenant in result["tenants"].values():
+            if tenant["broken"] or tenant["unexplained"]:
+                sys.exit(f"{queue}: no answer, or a refusal that lacks its reason: {tenant}")
+    held = ", ".join(
+        f"{throughput(result):.2f}× with the queue {queue}" for queue, result in results.items()
     )
     lines = [
         "# Overload: three times the capacity",
         "",
         f"{WORKERS} simulated engines of {SLOTS} slots; {len(common)} prompts that were answered "
-        "both times got the same answers. Tenants: urgent has priority 10, batch −1, flood and "
-        "modest 0. Times are of whole answers, as multiples of their time without a queue. One "
-        "run, 2 cores.",
+        "both times got the same answers. Tenants: urgent has priority 10, batch −1, the "
+        "others 0. Their fair share is max-min: modest asks for less than an equal part and may "
+        "have all of it, flood and brisk divide what is left. Times are of whole "
+        "answers, as multiples of their time without a queue. One run, 2 cores.",
         "",
-        f"Throughput while the load lasted, of the capacity measured before: {throughput}.",
+        f"Throughput while the load lasted, of the capacity measured before: {held}.",
         "",
-        "| queue | tenant | asked | share of what was served | time p50 / p99 | refused "
-        "| Retry-After |",
-        "|---|---|---|---|---|---|---|",
+        "| queue | tenant | asked | share of what was served | of its fair share "
+        "| time p50 / p99 | refused | Retry-After |",
+        "|---|---|---|---|---|---|---|---|",
         *(row for queue, result in results.items() for row in rows(queue, result)),
         "",
         "With the queue in the engines nothing is refused but what may be shed, everybody waits "
