@@ -189,6 +189,14 @@ def epp(
             help="Pick for the workers of this DynamoGraphDeployment instead.",
         ),
     ] = "",
+    rules_pool: Annotated[
+        str,
+        typer.Option(
+            envvar="DYN_RULES_POOL",
+            help="The InferencePool whose InferenceObjectives and InferenceModelRewrites hold, "
+            "where endpoints are found without one; by default --pool-name.",
+        ),
+    ] = "",
     host: Annotated[str, typer.Option(help="Bind address of all ports.")] = "0.0.0.0",
     grpc_port: Annotated[
         int, typer.Option(min=1, max=65535, help="Port that the Gateway asks (ext_proc).")
@@ -372,6 +380,7 @@ def epp(
             graph_namespace=pool_namespace,
             pool_name=pool_name,
             pool_group=pool_group,
+            rules_pool="" if backend == "file" else rules_pool,
             pool_namespace=pool_namespace,
             endpoint_selector=endpoint_selector,
             endpoint_target_ports=ports(endpoint_target_ports) if endpoint_target_ports else (),
@@ -407,6 +416,11 @@ def epp(
         raise typer.Exit(2) from problem
     for name in passed:
         log.info("%s has no effect: %s", name, WITHOUT_COUNTERPART[name])
+    if not picker.ruled_pool:
+        log.info(
+            "InferenceObjectives and InferenceModelRewrites are not followed: they name an "
+            "InferencePool, and neither --pool-name nor --rules-pool does"
+        )
     if conformance_headers:
         log.warning("--conformance-headers: clients can choose their endpoint")
 

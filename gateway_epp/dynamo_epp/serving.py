@@ -100,6 +100,9 @@ class PickerSettings:
     pool_name: str = ""
     """For the backend ``inference-pool``."""
     pool_group: str = "inference.networking.k8s.io"
+    rules_pool: str = ""
+    """Of that group, the InferencePool whose objectives and rewrites hold; "" for ``pool_name``,
+    if there is one. For graphs, whose workers are found without their pool."""
     pool_namespace: str = ""
     """The namespace of that pool, and of the pods of the backend ``pods``; "" for this process's
     own."""
@@ -125,6 +128,11 @@ class PickerSettings:
     """Folder that keeps fetched tokenizer files across restarts."""
     replica: str = ""
     """Unique name of this picker; the pod's name and a random part by default."""
+
+    @property
+    def ruled_pool(self) -> str:
+        """The InferencePool whose objectives and rewrites hold; "" for none."""
+        return self.rules_pool or self.pool_name
 
 
 def flow_control(settings: PickerSettings) -> FlowControlSettings:
@@ -370,10 +378,11 @@ class ServingKvPicker:
                 async with client:
                     await follow_rules(
                         client,
-                        settings.pool_namespace or client.namespace,
-                        settings.pool_name,
+                        settings.pool_namespace or settings.graph_namespace or client.namespace,
+                        settings.ruled_pool,
                         self._adopt_rules,
                         rng=random.Random(),
+                        group=settings.pool_group,
                         on_known=self._rules_known.set,
                     )
             except Exception:
@@ -421,7 +430,7 @@ class ServingKvPicker:
             asyncio.create_task(self._keep_gauges()),
             asyncio.create_task(self._drain_gate()),
         ]
-        if self._settings.discovery_backend == "inference-pool":
+        if self._settings.ruled_pool:
             self._tasks.append(asyncio.create_task(self._follow_rules()))
         self._lifecycle.set_not_ready("waiting for the caches of workers that are ready already")
         if not await self._pool.wait_warm(START_WARM_S):
@@ -429,7 +438,7 @@ class ServingKvPicker:
             log.warning(
                 "starting without the caches of %s; decisions are approximate", ", ".join(silent)
             )
-        if self._settings.discovery_backend == "inference-pool":
+        if self._settings.ruled_pool:
             await self._wait_for_rules()
         self._lifecycle.set_not_ready("waiting for tokenizers")
         await self._tokenization.loaded(START_TOKENIZERS_S)

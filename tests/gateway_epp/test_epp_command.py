@@ -174,6 +174,27 @@ def test_each_flag_has_one_meaning() -> None:
     assert all(name.startswith("--") for name in known | set(epp_command.REFUSED))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "environment", "followed"),
+    [
+        (["--pool-name", "p", "--pool-group", "g"], {}, "p"),
+        (["--graph", "a"], {"DYN_RULES_POOL": "a-pool"}, "a-pool"),
+        (["--graph", "a"], {}, ""),
+        (["--endpoint-selector", "a=b", "--endpoint-target-ports", "80"], {}, ""),
+    ],
+)
+def test_whose_objectives_and_rewrites_hold(
+    started: dict[str, Any],
+    arguments: list[str],
+    environment: dict[str, str],
+    followed: str,
+) -> None:
+    result = run(*arguments, **environment)
+    assert result.exit_code == 0, result.output
+    assert started["picker"].ruled_pool == followed
+    assert ("InferenceModelRewrites are not followed" in result.output) == (not followed)
+
+
 def test_a_file_of_endpoints(started: dict[str, Any], tmp_path: Path) -> None:
     result = run("--endpoints-file", str(tmp_path / "endpoints.json"))
     assert result.exit_code == 0, result.output

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
-from dynamo_epp.gateway import GatewaySettings, run_picker
+from dynamo_epp.gateway import GatewaySettings, Tls, run_picker
 from dynamo_epp.models import ModelRules
 from dynamo_epp.serving import PickerSettings, ServingKvPicker
 from dynamo_runtime.lifecycle import Lifecycle
@@ -140,3 +141,41 @@ async def test_a_pool_that_comes_goes_and_comes_back(
         finally:
             lifecycle.request_stop("the test is over")
             assert await running == 0
+
+
+async def test_a_graphs_picker_obeys_what_is_said_of_the_graphs_pool(
+    own_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving() as api:
+        path = tmp_path / "kubeconfig"
+        path.write_text(KUBECONFIG.format(url=api.url))
+        monkeypatch.setenv("KUBECONFIG", str(path))
+        api.put("/apis/llm-d.ai/v1alpha2/inferencemodelrewrites", rewrite())
+        lifecycle, pickers = Watched(), list[ServingKvPicker]()
+
+        def make(metrics: CollectorRegistry) -> ServingKvPicker:
+            backend = PickerSettings(discovery_backend="kubernetes", graph="g", rules_pool="pool")
+            pickers.append(ServingKvPicker(backend, lifecycle, metrics))
+            return pickers[0]
+
+        settings = GatewaySettings(host=own_address, drain_accept_seconds=0)
+        running = asyncio.create_task(run_picker(settings, lifecycle, make))
+        try:
+            await lifecycle.until("")
+            assert pickers[0]._picker.rules.exact.keys() == {"nice"}
+        finally:
+            lifecycle.request_stop("the test is over")
+            assert await running == 0
+
+
+async def test_a_picker_may_open_as_many_files_as_its_process(
+    own_address: str, tmp_path: Path
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1 if soft == hard else soft, hard))
+    try:
+        settings = GatewaySettings(host=own_address, tls=Tls(cert_path=tmp_path))
+        assert await run_picker(settings, Lifecycle(), lambda _: pytest.fail("no certificate")) == 1
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -102,6 +102,13 @@ def test_a_rule_that_is_not_understood_leaves_the_others(caplog: pytest.LogCaptu
     assert "spec.rules[1].matches[0].model.type is 'Regex'; only Exact is known" in caplog.text
 
 
+def test_a_pool_of_another_api_group_has_rules_of_its_own() -> None:
+    old = "inference.networking.x-k8s.io"
+    objectives = [objective("now", 1), objective("then", 2, group=old)]
+    assert rules_from(objectives, [], "p").priorities == {"now": 1}
+    assert rules_from(objectives, [], "p", old).priorities == {"then": 2}
+
+
 def test_priorities_by_the_objective_that_a_request_names() -> None:
     rules = rules_from(
         [

@@ -40,6 +40,24 @@ def test_a_pickers_pool_holds_the_graphs_workers(graph: Any, platform: Platform)
     assert of_kind(rendered, "HTTPRoute") == []
 
 
+def test_a_picker_may_read_what_people_say_of_its_pools_models(
+    graph: Any, platform: Platform
+) -> None:
+    [role] = of_kind(render_with_notes(graph(EPP, WORKER), platform), "Role")
+    allowed = {
+        (group, resource): rule["verbs"]
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    read = ["get", "list", "watch"]
+    assert allowed == {("", "pods"): read} | {
+        (group, kind): read
+        for group in ("llm-d.ai", "inference.networking.x-k8s.io")
+        for kind in ("inferenceobjectives", "inferencemodelrewrites")
+    }
+
+
 @pytest.mark.parametrize(
     ("components", "backend"),
     [

@@ -78,6 +78,7 @@ def test_a_picker(one: View) -> None:
     view = one({"image": "dynamo-platform/epp:1"}, type="epp")
     assert view.ports == {"grpc": 9002, "grpc-health": 9003, "system": 9090}
     assert view.main["readinessProbe"]["grpc"] == {"port": 9003}
+    assert view.env["DYN_RULES_POOL"] == "g-pool"
 
 
 def test_probes_are_replaced_whole(one: View) -> None:

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import functools
 import logging
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from aiohttp import web
+from dynamo_runtime import open_files
 from dynamo_runtime.discovery import Endpoint
 from dynamo_runtime.lifecycle import Lifecycle
 from dynamo_runtime.status import AddressInUse, StatusServer, bind
@@ -66,7 +66,7 @@ async def run_frontend(
     ``make_picker`` gets the registry whose metrics are served. What prevents the start is one
     line in the log and status 1; so is an Envoy that ends by itself.
     """
-    _raise_file_limit()
+    open_files.raise_limit()  # each request takes two descriptors of Envoy's
     try:
         async with contextlib.AsyncExitStack() as stack:
             await _serve(settings, lifecycle, make_picker, stack)
@@ -206,9 +206,3 @@ def _private_directory() -> tempfile.TemporaryDirectory[str]:
             return directory
         directory.cleanup()
     raise OSError("no directory for temporary files has a path short enough for unix sockets")
-
-
-def _raise_file_limit() -> None:
-    """Each stream takes two descriptors of Envoy's; the usual soft limit is 1024."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

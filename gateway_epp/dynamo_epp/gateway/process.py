@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
+from dynamo_runtime import open_files
 from dynamo_runtime.lifecycle import Lifecycle
 from dynamo_runtime.status import AddressInUse, StatusServer
 from prometheus_client import CollectorRegistry, Gauge
@@ -42,6 +43,7 @@ async def run_picker(
 
     What prevents the start is one line in the log and status 1.
     """
+    open_files.raise_limit()  # pods, their streams and metrics, and whoever asks
     try:
         async with contextlib.AsyncExitStack() as stack:
             await _serve(settings, lifecycle, make_picker, stack)

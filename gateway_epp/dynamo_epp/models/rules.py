@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 Json = Mapping[str, Any]
 
 POOL_GROUP = "inference.networking.k8s.io"
+"""The API's default of ``poolRef.group``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +60,24 @@ class ModelRules:
 NO_RULES = ModelRules()
 
 
-def rules_from(objectives: Iterable[Json], rewrites: Iterable[Json], pool: str) -> ModelRules:
-    """The rules for the InferencePool named ``pool``, of all objects in its namespace.
+def rules_from(
+    objectives: Iterable[Json], rewrites: Iterable[Json], pool: str, group: str = POOL_GROUP
+) -> ModelRules:
+    """The rules for the InferencePool named ``pool`` of that API group, of all objects in its
+    namespace.
 
     An object of the same name in both API groups counts as the one that comes first in
     ``objectives``. What can't be understood is left out, with a line in the log.
     """
     priorities: dict[str, int] = {}
     for objective in objectives:
-        if _refers_to(objective, pool):
+        if _refers_to(objective, pool, group):
             name = str(objective["metadata"]["name"])
             priorities.setdefault(name, int(objective["spec"].get("priority") or 0))
     exact: dict[str, Rule] = {}
     generic: Rule | None = None
     for rewrite in sorted(rewrites, key=_age):
-        if not _refers_to(rewrite, pool):
+        if not _refers_to(rewrite, pool, group):
             continue
         name = str(rewrite["metadata"]["name"])
         for number, each in enumerate(rewrite["spec"].get("rules") or ()):
@@ -95,12 +99,12 @@ def _age(item: Json) -> tuple[str, str]:
     return metadata.get("creationTimestamp") or "", metadata["name"]
 
 
-def _refers_to(item: Json, pool: str) -> bool:
+def _refers_to(item: Json, pool: str, group: str) -> bool:
     reference = (item.get("spec") or {}).get("poolRef") or {}
     return (
         reference.get("name") == pool
         and reference.get("kind", "InferencePool") == "InferencePool"
-        and reference.get("group", POOL_GROUP) == POOL_GROUP
+        and reference.get("group", POOL_GROUP) == group
     )
 
 

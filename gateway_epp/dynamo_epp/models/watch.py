@@ -15,7 +15,7 @@ from dynamo_runtime.kubernetes.client import ApiError, KubernetesClient
 from dynamo_runtime.kubernetes.informer import Informer
 from dynamo_runtime.kubernetes.resources import Resource
 
-from dynamo_epp.models.rules import ModelRules, rules_from
+from dynamo_epp.models.rules import POOL_GROUP, ModelRules, rules_from
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +38,12 @@ async def follow_rules(
     on_rules: Callable[[ModelRules], None],
     *,
     rng: random.Random,
+    group: str = POOL_GROUP,
     on_known: Callable[[], None] = lambda: None,
     look_again_s: float = LOOK_AGAIN_S,
 ) -> None:
-    """Tell ``on_rules`` the rules of ``pool`` whenever they change, until cancelled.
+    """Tell ``on_rules`` the rules of ``pool`` (of API group ``group``) whenever they change, until
+    cancelled.
 
     ``on_known`` is called when all that there is at the beginning was told, or can't be at the
     moment.
@@ -56,6 +58,7 @@ async def follow_rules(
             (item for kind in OBJECTIVES if kind in informers for item in objects(kind)),
             (item for kind in REWRITES if kind in informers for item in objects(kind)),
             pool,
+            group,
         )
         if rules != last:
             last = rules
@@ -94,9 +97,9 @@ async def follow_rules(
         )
         await informers[kind].run()
 
-    async with asyncio.TaskGroup() as group:
+    async with asyncio.TaskGroup() as tasks:
         for kind in (*OBJECTIVES, *REWRITES):
-            group.create_task(follow(kind), name=kind.full_name)
+            tasks.create_task(follow(kind), name=kind.full_name)
 
 
 async def _served(client: KubernetesClient, kind: Resource, namespace: str) -> bool:

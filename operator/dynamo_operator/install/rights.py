@@ -14,6 +14,7 @@ from typing import Any
 
 from dynamo_operator.install.settings import CERTIFICATE, CRD_NAMES, OPERATOR, WEBHOOK, Installation
 from dynamo_operator.marker import MARKER
+from dynamo_operator.render.names import MODEL_RULE_GROUPS, MODEL_RULES
 
 Json = dict[str, Any]
 
@@ -60,8 +61,9 @@ def operator_rules() -> list[Json]:
         rule("", ["pods"], _READ),
         rule("", ["secrets"], ["create"]),  # what prefill and decode workers share; never read
         rule("", ["events"], ["create", "patch"]),
-        # Not for itself: what graphs' planners are granted.
+        # Not for itself: what graphs' planners and pickers are granted.
         rule(OURS, [f"{ADAPTERS}/scale"], ["get", "patch", "update"]),
+        *(rule(group, MODEL_RULES, _READ) for group in MODEL_RULE_GROUPS),
     ]
 
 

@@ -57,6 +57,10 @@ TELEMETRY_PORT = 19090
 
 LEADER_WORKER_SET = "leaderworkerset.x-k8s.io/LeaderWorkerSet"
 INFERENCE_POOL = "inference.networking.k8s.io/InferencePool"
+MODEL_RULES = ("inferenceobjectives", "inferencemodelrewrites")
+"""What people say of the models of an InferencePool…"""
+MODEL_RULE_GROUPS = ("inference.networking.x-k8s.io", "llm-d.ai")
+"""…in either of two API groups."""
 HTTP_ROUTE = "gateway.networking.k8s.io/HTTPRoute"
 POD_MONITOR = "monitoring.coreos.com/PodMonitor"
 OPTIONAL_KINDS = frozenset({LEADER_WORKER_SET, INFERENCE_POOL, HTTP_ROUTE, POD_MONITOR})

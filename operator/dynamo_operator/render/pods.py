@@ -273,7 +273,7 @@ def _variables(
         case "planner":
             found += planner.environment(numbers)
         case "epp":
-            found += epp.environment(numbers)
+            found += epp.environment(numbers, names.pool_name(graph.name))
     if drain is not None:
         found.append(variable(DRAIN_VARIABLE, str(drain)))
     return found

@@ -1,7 +1,7 @@
 """Service accounts and their rights: as few as the component's job takes.
 
-A frontend and a picker watch pods; a planner sets the scale of the graph's own
-adapters; a worker asks Kubernetes for nothing and gets no account.
+A frontend and a picker watch pods, a picker also what people say of models; a planner sets the
+scale of the graph's own adapters; a worker asks Kubernetes for nothing and gets no account.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,17 @@ _WATCH = ["get", "list", "watch"]
 _RBAC = "rbac.authorization.k8s.io"
 
 
+def _watched(group: str, *resources: str) -> Json:
+    return {"apiGroups": [group], "resources": [*resources], "verbs": [*_WATCH]}
+
+
 def _rules(part: Part, graph: Graph, parts: Sequence[Part]) -> list[Json]:
     match part.kind:
-        case "frontend" | "epp":
-            return [{"apiGroups": [""], "resources": ["pods"], "verbs": list(_WATCH)}]
+        case "frontend":
+            return [_watched("", "pods")]
+        case "epp":
+            rules = (_watched(group, *names.MODEL_RULES) for group in names.MODEL_RULE_GROUPS)
+            return [_watched("", "pods"), *rules]
         case "planner":
             adapters = sorted(
                 names.adapter_name(graph.name, other.spec.name)

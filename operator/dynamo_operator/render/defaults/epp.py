@@ -28,5 +28,9 @@ def probes(numbers: Numbers, refer: References) -> Json:
     }
 
 
-def environment(numbers: Numbers) -> list[Json]:
-    return [variable("DYN_SYSTEM_PORT", str(numbers.system))]
+def environment(numbers: Numbers, pool: str) -> list[Json]:
+    """``pool``: the graph's InferencePool, which objectives and rewrites refer to."""
+    return [
+        variable("DYN_SYSTEM_PORT", str(numbers.system)),
+        variable("DYN_RULES_POOL", pool),
+    ]
