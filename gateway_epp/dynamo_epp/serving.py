@@ -400,6 +400,7 @@ class ServingKvPicker:
     def _adopt_rules(self, rules: ModelRules) -> None:
         self._picker.rules = rules
         self._gate.objectives = rules.priorities.get
+        self._gate.named = rules.targets
 
     def _follow(self, pool: Pool, worker: Worker) -> Follower:
         if worker.stock:

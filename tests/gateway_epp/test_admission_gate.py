@@ -174,6 +174,9 @@ async def test_what_was_served_once_or_is_listed_is_known_and_nothing_else() -> 
         assert w.gate.knows(MODEL)
         assert w.gate.knows("listed")
         assert not w.gate.knows("other")
+        w.gate.named = {"canary"}
+        assert w.gate.knows("canary")
+        assert not w.gate.knows("other")
 
 
 @virtual
@@ -193,6 +196,9 @@ async def test_an_adapter_that_its_workers_dropped_is_not_waited_for() -> None:
 async def test_before_anything_is_known_every_model_may_come() -> None:
     async with world(HELD, workers=0) as w:
         assert w.gate.knows("any")
+        w.gate.named = {"canary"}  # says nothing of those that are not rewritten
+        assert w.gate.knows("any")
+        assert not w.gate.expects("any")
 
 
 # --- queued: no room

@@ -163,6 +163,7 @@ async def test_a_graphs_picker_obeys_what_is_said_of_the_graphs_pool(
         try:
             await lifecycle.until("")
             assert pickers[0]._picker.rules.exact.keys() == {"nice"}
+            assert pickers[0]._gate.expects("m")
         finally:
             lifecycle.request_stop("the test is over")
             assert await running == 0

@@ -394,6 +394,20 @@ async def test_refusals_are_openai_errors_with_a_reason(
         assert dict(answer.headers)["x-llm-d-request-dropped-reason"]
 
 
+async def test_a_model_is_unknown_only_once_every_worker_has_told_what_it_serves() -> None:
+    async with world(workers=2) as w:
+        silent = w.worker(1)
+        silent.models = frozenset()  # as before its first word
+        answer = await w.picker.pick(request(range(4), model="other"))
+        assert isinstance(answer, Refusal)
+        assert (answer.status, dict(answer.headers)["retry-after"]) == (503, "10")
+        assert "1 worker has not told what it serves" in answer.body.decode()
+        silent.endpoint = replace(silent.endpoint, terminating=True)
+        answer = await w.picker.pick(request(range(4), model="other"))
+        assert isinstance(answer, Refusal)
+        assert answer.status == 404
+
+
 async def test_nobody_ready_is_503() -> None:
     async with world(workers=1) as w:
         w.source.queue.put_nowait((replace(w.endpoints[0], ready=False),))

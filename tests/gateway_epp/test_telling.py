@@ -89,6 +89,28 @@ async def test_no_depth_hides_transfer_parameters_or_leaves_a_booking(
     assert not any(worker.load.booked for worker in s.pool.workers.values())
 
 
+# --- models that nobody serves at the moment
+
+
+async def test_with_any_path_a_model_that_is_expected_waits_and_others_go_by_load() -> None:
+    s = await scene(any_path=True, flow_control=FlowControlSettings(models=("asleep",)))
+    messages = [{"role": "user", "content": "x"}]
+    known = json.dumps({"model": "asleep", "messages": messages}).encode()
+    other = json.dumps({"model": "other", "messages": messages}).encode()
+    assert isinstance(await s.ask("other", other), Route)
+    taken_by_load = s.journal.get("other")
+    assert taken_by_load is not None
+    assert taken_by_load.model == ""
+    asking = asyncio.create_task(s.ask("known", known))
+    await asyncio.sleep(0)
+    assert not asking.done()
+    awake = s.pool.workers["w-1"]
+    awake.models = frozenset({"asleep"})
+    route = await asking
+    assert isinstance(route, Route)
+    assert route.endpoints == (awake.hostport,)
+
+
 # --- circuits
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Protocol
@@ -141,6 +141,8 @@ class Gate:
         objectives: Objectives = no_objectives,
     ) -> None:
         self.objectives = objectives
+        self.named: Collection[str] = ()
+        """Models that people send requests to by rewrites; replaced whenever that changes."""
         self._settings = settings
         self._endpoints = endpoints
         self._metrics = metrics
@@ -160,16 +162,22 @@ class Gate:
 
     def knows(self, model: str) -> bool:
         """Whether ``model`` may have an endpoint sooner or later."""
+        if not model or self.expects(model):  # one that can't be read goes to any
+            return True
+        told = self._bases or self._settings.models
+        return not told and len(model) <= MAX_NAME  # nobody has told yet what there is
+
+    def expects(self, model: str) -> bool:
+        """Whether somebody said that ``model`` is served, if not at this moment: a worker, those
+        who set up the gate, a rewrite."""
         self.learn()
-        served = self._endpoints.models()
-        if not model:  # one that can't be read goes to any
+        if model in self._settings.models or model in self.named:
             return True
-        if model in served or model in self._settings.models:
-            return True
-        if not served and not self._bases and not self._settings.models:
-            return len(model) <= MAX_NAME  # nobody has told yet what there is
         # A name that its base model's workers do not have any more is gone.
-        return model in self._bases and self._bases[model] not in served.values()
+        served = self._endpoints.models()
+        return model in served or (
+            model in self._bases and self._bases[model] not in served.values()
+        )
 
     def learn(self) -> None:
         """Remember what is served, for the time when it is not."""
@@ -439,7 +447,7 @@ class Gate:
             demand = lane.given_up.count(now)
             if not lane.served:
                 demand += self._queue.waiting(name)
-            if name not in self._bases and name not in self._settings.models:
+            if not (name in self._bases or name in self._settings.models or name in self.named):
                 unknown += demand
                 continue
             self._metrics.demand.labels(name).set(demand)

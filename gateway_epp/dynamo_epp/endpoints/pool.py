@@ -186,6 +186,10 @@ class Pool:
                 served.setdefault(model, []).append(worker)
         return served
 
+    def undescribed(self) -> int:
+        """Workers that have not told what they serve, and still may."""
+        return sum(not w.models and not w.endpoint.terminating for w in self.workers.values())
+
     def warm(self) -> bool:
         """Every ready worker has told what it is and what it caches."""
         return self.synced.is_set() and all(

@@ -56,6 +56,12 @@ class ModelRules:
     def rule(self, model: str) -> Rule | None:
         return self.exact.get(model, self.generic)
 
+    @property
+    def targets(self) -> frozenset[str]:
+        """Every model that requests are sent to."""
+        rules = (*self.exact.values(), *((self.generic,) if self.generic else ()))
+        return frozenset(model for rule in rules for model, _ in rule.targets)
+
 
 NO_RULES = ModelRules()
 

@@ -57,11 +57,11 @@ class KvPicker:
     ``clock`` gives monotonic seconds, ``wall`` Unix seconds; ``replica`` is unique per picker
     process and starts every booking key. A request that comes before the pool is warm waits at
     most ``warm_up_s`` seconds. ``any_path``: requests that can't be understood, or name a model
-    that no worker is known to serve, are routed by load instead of refused. ``fallbacks``:
-    endpoints named behind the first one, for the proxy to retry on. ``access_log`` writes a line
-    for each request. ``relays`` says that answers pass through this process, and that no access log
-    of a proxy tells how they ended. ``secret`` signs what decode workers may ask of prefill
-    workers.
+    that nobody is known to serve now or later, are routed by load instead of refused.
+    ``fallbacks``: endpoints named behind the first one, for the proxy to retry on. ``access_log``
+    writes a line for each request. ``relays`` says that answers pass through this process, and that
+    no access log of a proxy tells how they ended. ``secret`` signs what decode workers may ask of
+    prefill workers.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class KvPicker:
         if rule is not None:
             parsed = replace(parsed, model=rule.draw(self._rng))
             self._metrics.rewrites.labels(rule.source, parsed.model).inc()
-        if self._any_path and not self._pool.serving(parsed.model):
+        if self._any_path and not self._pool.serving(parsed.model) and not self._expects(parsed):
             why = f"no worker is known to serve the model {parsed.model!r}"
             parsed = unparsed(request.body, why)
         asked.parsed = parsed
@@ -277,8 +277,13 @@ class KvPicker:
         self._count(entry, pairing, done - started)
         return route
 
+    def _expects(self, parsed: ParsedRequest) -> bool:
+        """Whether somebody said that the model is served, though nobody serves it at the moment."""
+        return self._gate is not None and self._gate.expects(parsed.model)
+
     def _unserved(self, model: str) -> Refusal:
-        return refusals.unserved(model, self._pool.models(ready=False))
+        pool = self._pool
+        return refusals.unserved(model, pool.models(ready=False), pool.undescribed())
 
     def _tell_split(self, model: str, pairing: Pairing) -> None:
         if pairing.why is Why.NO_SECRET and not self._told_no_secret:

@@ -56,12 +56,23 @@ def bad_request(error: BadRequest) -> Refusal:
     return refusal(error.status, error.message, "bad-request", param=error.param, code=error.code)
 
 
-def unserved(model: str, served: Iterable[str]) -> Refusal:
-    """No worker has ``model``; they have ``served``."""
+def unserved(model: str, served: Iterable[str], undescribed: int) -> Refusal:
+    """No worker is known to have ``model``; they have ``served``, and ``undescribed`` workers have
+    not told yet: only when all have does nobody serve it."""
     names = sorted(served)
     if not names:
         return refusal(
             503, "No worker has come up yet.", "rejected-no-endpoints", code="no_workers"
+        )
+    if undescribed:
+        silent = "1 worker has not told what it serves"
+        if undescribed > 1:
+            silent = f"{undescribed} workers have not told what they serve"
+        return refusal(
+            503,
+            f"No worker serves the model {model!r} yet; {silent}.",
+            "rejected-no-endpoints",
+            code="no_worker_available",
         )
     return refusal(
         404,
