@@ -14,6 +14,7 @@ import typer
 if TYPE_CHECKING:
     from dynamo_epp.admission.settings import FlowControlSettings
     from dynamo_epp.endpoints.breaker import BreakerSettings
+    from dynamo_epp.serving import PickerSettings
 
 FlowControl = Annotated[
     bool,
@@ -172,10 +173,9 @@ def flow_control(
     requests_per_second: float,
     tokens_per_second: float,
     tenant_limits: Path | None,
-    pick_timeout: float | None = None,
 ) -> FlowControlSettings:
-    """Settings from the options' values. ``pick_timeout`` (seconds): how long whoever asks the
-    picker waits for it. Raises ``ValueError``: which option, and what would be right."""
+    """Settings from the options' values. Raises ``ValueError``: which option, and what would be
+    right."""
     from dynamo_epp.admission.settings import (
         FlowControlSettings,
         IdentitySettings,
@@ -186,12 +186,6 @@ def flow_control(
         read_limits,
     )
 
-    longest = hold_seconds + ((queue_seconds or math.inf) if enabled else 0.0)
-    if pick_timeout is not None and longest >= pick_timeout:
-        raise ValueError(
-            f"a request could wait {longest:g} s (--hold-seconds and --queue-seconds together); "
-            f"the proxy gives up after {pick_timeout:g} s"
-        )
     bounds = PriorityBand(0, queue_requests, int(queue_mib * 1024 * 1024))
     return FlowControlSettings(
         enabled=enabled,
@@ -216,6 +210,26 @@ def flow_control(
         ),
         models=tuple(name for name in (part.strip() for part in hold_models.split(",")) if name),
     )
+
+
+def check_waits(picker: PickerSettings, pick_timeout: float) -> None:
+    """Raises ``ValueError`` if requests may wait longer, by the options or by the configuration
+    where that speaks of it, than whoever asks the picker waits for it: ``pick_timeout`` seconds."""
+    from dynamo_epp.serving import flow_control
+
+    settings = flow_control(picker)
+    hold, queue = "--hold-seconds", "--queue-seconds"
+    if picker.config is not None and picker.config.flow_control is not None:
+        hold, queue = "flowControl.noEndpointRequestTTL", "flowControl.defaultRequestTTL"
+    waits = {hold: settings.no_endpoint_request_ttl}
+    if settings.enabled:
+        waits[queue] = settings.default_request_ttl or math.inf
+    if (longest := sum(waits.values())) >= pick_timeout:
+        told = " and ".join(f"{name} {seconds:g} s" for name, seconds in waits.items())
+        raise ValueError(
+            f"a request could wait {longest:g} s for its pick ({told}); the proxy gives up after "
+            f"{pick_timeout:g} s"
+        )
 
 
 def breaker(*, enabled: bool, failures: int) -> BreakerSettings:

@@ -352,10 +352,10 @@ def frontend(
                 requests_per_second=tenant_requests_per_second,
                 tokens_per_second=tenant_tokens_per_second,
                 tenant_limits=tenant_limits,
-                pick_timeout=settings.pick_timeout,
             ),
             breaker=options.breaker(enabled=circuit_breaker, failures=circuit_failures),
         )
+        options.check_waits(picker, settings.pick_timeout)
         endpoint_source(picker)
     except (Misconfigured, ValueError) as problem:
         sys.stderr.write(f"dynamo frontend: {problem}\n")

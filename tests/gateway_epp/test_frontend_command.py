@@ -22,6 +22,12 @@ def _root_logger() -> Iterator[None]:
 
 
 KNOWN = ["--http-port", "--router-mode"]
+FILE_WAITS = """
+apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+featureGates: [flowControl]
+flowControl: {noEndpointRequestTTL: 30s, defaultRequestTTL: 10m}
+"""
 
 
 @pytest.mark.parametrize(
@@ -65,6 +71,11 @@ def test_anything_else_is_an_error(arguments: list[str], error: str) -> None:
         (["--htpp-port", "1"], "did you mean --http-port?"),
         (["--hold-seconds", "700"], "a request could wait 700 s"),
         (["--flow-control", "--queue-seconds", "0"], "a request could wait inf s"),
+        (
+            ["--config-text", FILE_WAITS],
+            "a request could wait 630 s for its pick (flowControl.noEndpointRequestTTL 30 s and "
+            "flowControl.defaultRequestTTL 600 s); the proxy gives up after 600 s",
+        ),
         (["--tenant-limits", "missing.json"], "missing.json can't be read: No such file"),
     ],
 )
