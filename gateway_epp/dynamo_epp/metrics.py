@@ -34,7 +34,7 @@ class PickerMetrics:
         self.requests = Counter(
             "dynamo_frontend_requests",
             "Requests that ended: success, error (streams that broke off, too), cancelled by the "
-            "client.",
+            "client, unavailable where nobody told how.",
             ("model", "endpoint", "request_type", "status"),
             registry=registry,
         )
@@ -256,7 +256,7 @@ class ModelMetrics:
         self.ttft = parent.ttft.labels(model)
 
     def ended(self, path: str, stream: bool, result: str) -> None:
-        """A request to ``path`` ended with ``result``: success, error or cancelled."""
+        """A request to ``path`` ended with ``result``: success, error, cancelled or unavailable."""
         endpoint = path.removeprefix("/v1/").replace("/", "_")
         self._parent.requests.labels(
             self._model,

@@ -160,6 +160,18 @@ def test_a_request_without_a_body_is_picked_at_once(modes: tuple[int, int] | Non
     assert set_headers(answer.request_headers.response)
 
 
+@pytest.mark.parametrize(
+    ("modes", "unseen"), [((BUFFERED, 0), True), ((DUPLEX, DUPLEX), False), (None, False)]
+)
+def test_a_route_knows_whether_its_answer_will_pass_through(
+    modes: tuple[int, int] | None, unseen: bool
+) -> None:
+    exchange, route = Exchange(), Route(("1.1.1.1:1",))
+    picked(feed(exchange, request_headers(end=True, modes=modes)))
+    exchange.answer(route)
+    assert route.unseen == unseen
+
+
 # Full duplex.
 
 

@@ -10,6 +10,8 @@ from dynamo_epp.endpoints.breaker import BreakerSettings
 from dynamo_epp.endpoints.circuits import Circuits
 from dynamo_epp.extproc import Route
 from dynamo_epp.models import rules_from
+from dynamo_epp.picker.bookings import LATE_S
+from dynamo_kv_router.stream.format import Finished
 
 from tests.gateway_epp.scene import Scene, scene
 
@@ -93,6 +95,66 @@ async def test_how_a_relayed_answer_counts(status: int, complete: bool, result: 
         "status": result,
     }
     assert s.registry.get_sample_value("dynamo_frontend_requests_total", labels) == 1
+
+
+def ended(s: Scene) -> dict[str, float]:
+    """Requests that ended, by how."""
+    return {
+        sample.labels["status"]: sample.value
+        for family in s.registry.collect()
+        for sample in family.samples
+        if sample.name == "dynamo_frontend_requests_total"
+    }
+
+
+@pytest.mark.parametrize("first", ["stream", "worker"])
+@pytest.mark.parametrize(
+    ("status", "result"),
+    [(200, "success"), (404, "error"), (503, "error"), (499, "cancelled")],
+)
+async def test_an_answer_that_is_not_shown_is_told_of_by_its_worker(
+    first: str, status: int, result: str
+) -> None:
+    workers: list[Any] = []
+    settings = BreakerSettings(consecutive_failures=1)
+    circuits = Circuits(settings, lambda: workers, random.Random(0))
+    s = await scene(relays=True, circuits=circuits)
+    workers.extend(s.pool.workers.values())
+    route = await picked(s)
+    route.unseen = True
+    worker, end = s.pool.workers["w-1"], Finished("p-1", 8, 4, 3, status)
+    if first == "worker":
+        s.picker.on_finished(worker, end)
+    assert ended(s) == {}
+    s.picker.released(route)
+    if first == "stream":
+        assert ended(s) == {}
+        s.picker.on_finished(worker, end)
+    assert ended(s) == {result: 1}
+    entry = s.journal.get("r")
+    assert entry is not None
+    assert entry.outcome["status"] == status
+    assert (worker.circuit != "") == (status == 503)
+
+
+@pytest.mark.parametrize("stream_port", [None, 5557], ids=["stock", "ours, silent"])
+async def test_an_answer_that_nobody_tells_of_is_not_guessed(stream_port: int | None) -> None:
+    s = await scene(relays=True, stream_port=stream_port)
+    route = await picked(s)
+    route.unseen = True
+    s.picker.released(route)
+    s.now[0] = LATE_S
+    if stream_port is not None:
+        assert ended(s) == {}
+        other = await picked(s, request_id="other")
+        other.status, other.complete = 200, True
+        s.picker.released(other)
+        assert ended(s) == {"unavailable": 1, "success": 1}
+    else:
+        assert ended(s) == {"unavailable": 1}
+    entry = s.journal.get("r")
+    assert entry is not None
+    assert "status" not in entry.outcome
 
 
 async def test_a_rewritten_model_is_the_one_that_is_looked_for() -> None:

@@ -184,6 +184,7 @@ class Exchange:
             return [wire.immediate(outcome)]
         self._state = _State.ANSWERED
         self._route = outcome
+        outcome.unseen = self._response_unseen
         destination = ",".join(outcome.endpoints)
         mutation = self._header_mutation(outcome, destination)
         metadata = wire.pick_metadata(destination, outcome.routing)

@@ -68,6 +68,8 @@ class Route:
     """(the engine's name, the client's): a relayed answer gets the latter back."""
     routing: str = ""  # how the decision was made, for ROUTING_HEADER
     booking: object = None  # the picker's own
+    unseen: bool = False
+    """Filled in as it goes out: the answer's body will not come here, and perhaps nothing of it."""
     status: int = 0  # filled in by a relayed response: its HTTP status
     served: str = ""  # filled in by a relayed response: the endpoint that answered, if told
     complete: bool = False

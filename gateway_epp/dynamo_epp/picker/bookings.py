@@ -35,6 +35,8 @@ class Booking:
     prefill: Booking | None = None  # its other half, in a prefill worker
     half: bool = False  # it is such a half
     rank: Rank | None = None  # where it was sent to, if the engine was not left to choose
+    status: int = 0  # of the answer, by the worker's last word; 0: not told
+    untold: bool = False  # the stream has ended and did not tell how
 
 
 class Bookings:

@@ -28,6 +28,8 @@ from dynamo_epp.server import AccessEntry
 
 REFUSED_BY_ENGINE = (400, 404, 413, 422)
 """Statuses of requests that an engine did nothing for."""
+LEFT_EARLY = 499
+"""What a worker calls an answer whose client went before its end."""
 
 
 class Outcomes:
@@ -80,8 +82,8 @@ class Outcomes:
             entry.outcome |= {"status": answer.status, "dropped_reason": reason}
             if self._tracing is not None:
                 spans.decided(self._tracing, headers, entry, parsed, self._wall(), reason)
-            if self._relays:
-                self._ended(entry)
+            if self._relays and self._access_log:
+                request_log.ended(entry)
             return
         refused = Refused(
             request_id=asked.request_id,
@@ -137,17 +139,21 @@ class Outcomes:
         if self._relays:
             self._relayed(route, booking)
         if self._bookings.close(booking, now):
-            self._ended(entry)
+            self._ended(booking)
         for late in self._bookings.overdue(now):
             if not late.half:
-                self._ended(late.entry)
+                self._ended(late)
 
     def _relayed(self, route: Route, booking: Booking) -> None:
-        """The answer has passed through here, and nobody else will tell."""
-        outcome = booking.entry.outcome
-        outcome["status"] = route.status
+        """The answer has passed through here, as far as the gateway shows it."""
+        outcome, metrics = booking.entry.outcome, self._metrics.model(booking.entry.model)
         seconds = self._clock() - booking.picked_at
         outcome["duration_s"] = round(seconds, 6)
+        metrics.duration.observe(seconds)
+        if route.unseen and not route.status:
+            booking.untold = True
+            return
+        outcome["status"] = route.status
         if route.served:
             outcome["upstream"] = route.served
         if route.status in REFUSED_BY_ENGINE:
@@ -155,8 +161,6 @@ class Outcomes:
         result = "error" if route.status >= 400 else "success"
         if not route.complete and result == "success":
             result = "cancelled"  # as a rule because the client left; the relay can't tell
-        metrics = self._metrics.model(booking.entry.model)
-        metrics.duration.observe(seconds)
         metrics.ended(booking.entry.path, booking.entry.stream, result)
         chosen = booking.entry.kept.chosen
         if route.served and (chosen is None or chosen.candidate.endpoint != route.served):
@@ -206,6 +210,7 @@ class Outcomes:
         if booking is None:
             return
         entry, model = booking.entry, booking.entry.model
+        booking.status = event.status
         if booking.half:
             entry.outcome["prefill_s"] = round(self._clock() - booking.picked_at, 6)
             if event.cached_tokens >= 0:
@@ -229,7 +234,7 @@ class Outcomes:
                 worker, model, booking.kind, entry.prompt_tokens, event.prompt_tokens
             )
         if not booking.open:
-            self._ended(entry)
+            self._ended(booking)
 
     def lost(self, worker: Worker, reason: str) -> None:
         """The worker's stream broke off."""
@@ -242,7 +247,7 @@ class Outcomes:
         """What the worker does not have in hand now ended without a word."""
         for booking in self._bookings.unseen(worker):
             if not booking.half:
-                self._ended(booking.entry)
+                self._ended(booking)
 
     def _used(self, booking: Booking, tokens: int) -> None:
         if self._gate is not None and booking.admitted is not None:
@@ -284,10 +289,29 @@ class Outcomes:
             else:
                 request_log.ended_in_the_proxy(logged)
 
-    def _ended(self, entry: Entry) -> None:
+    # --- told by nobody any more
+
+    def _ended(self, booking: Booking) -> None:
         """All is told that will be. Behind a proxy of ours its log has the last word instead."""
+        if booking.untold:
+            self._judge(booking)
         if self._relays and self._access_log:
-            request_log.ended(entry)
+            request_log.ended(booking.entry)
+
+    def _judge(self, booking: Booking) -> None:
+        """How a request ended whose answer nobody saw but its worker."""
+        entry, status = booking.entry, booking.status
+        result = "unavailable"
+        if status:
+            entry.outcome["status"] = status
+            result = "success" if status < 400 else "error"
+        if status == LEFT_EARLY:
+            result = "cancelled"
+        elif self._circuits is not None:
+            self._circuits.relayed(
+                booking.worker.hostport, status, self._clock(), booking.picked_at
+            )
+        self._metrics.model(entry.model).ended(entry.path, entry.stream, result)
 
 
 def _result(logged: AccessEntry) -> str:
