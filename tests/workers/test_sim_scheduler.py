@@ -1,11 +1,16 @@
 """The block pool and the scheduler, against rules and against a simpler model of them."""
 
-from dataclasses import dataclass, field
+import pickle
+import re
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 
+import msgspec
 import pytest
 from dynamo_runtime.timing_profile import DecodePoint, TimingProfile
+from dynamo_workers.sim.adapters import Adapter, parse
 from dynamo_workers.sim.blocks import BlockPool, Cleared, Removed, Stored, block_hash, none_hash
-from dynamo_workers.sim.events import external_hash
+from dynamo_workers.sim.events import encode, external_hash
 from dynamo_workers.sim.scheduler import Limits, Scheduler, Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +22,12 @@ PROFILE = TimingProfile(
 
 
 def scheduler(
-    blocks: int = 64, seqs: int = 8, batched: int = 1000, longest: int = 40, caching: bool = True
+    blocks: int = 64,
+    seqs: int = 8,
+    batched: int = 1000,
+    longest: int = 40,
+    caching: bool = True,
+    loras: int = 0,
 ) -> Scheduler:
     limits = Limits(
         block_size=SIZE,
@@ -26,6 +36,7 @@ def scheduler(
         max_num_batched_tokens=batched,
         max_model_len=longest,
         prefix_caching=caching,
+        max_loras=loras,
     )
     return Scheduler(limits, PROFILE, none_hash())
 
@@ -104,6 +115,58 @@ def test_salts_separate_and_the_event_names_them_in_the_first_block():
     run(engine, other)
     run(engine, same)
     assert (other.cached_tokens, same.cached_tokens) == (0, 8)
+
+
+SQL, CHAT = Adapter("sql", "/a/sql", 1), Adapter("chat", "/a/chat", 2)
+
+
+def test_what_an_adapter_computes_is_its_own():
+    engine = scheduler(loras=1)
+    run(engine, Sequence(list(range(12)), [1], adapter=SQL))
+    (stored,) = [event for event in engine.pool.take_events() if isinstance(event, Stored)]
+    parent = none_hash()
+    for index, found in enumerate(stored.hashes):
+        extra = (("lora", "sql", "/a/sql"),)  # as in vLLM 0.32: in each block, with its path
+        tokens = tuple(range(SIZE * index, SIZE * index + SIZE))
+        parent = sha256(pickle.dumps((parent, tokens, extra), protocol=5)).digest()
+        assert found == parent
+    shown = msgspec.msgpack.decode(encode([stored], SIZE, 0.0))[1][0]
+    assert (shown["lora_id"], shown["lora_name"]) == (1, "sql")
+    assert shown["extra_keys"] == [["sql"]] * len(stored.hashes)
+    base, other, same = (Sequence(list(range(12)), [1], adapter=a) for a in (None, CHAT, SQL))
+    for sequence in (base, other, same):
+        run(engine, sequence)
+    assert [each.cached_tokens for each in (base, other, same)] == [0, 0, 8]
+    both = encode([replace(stored, salts=("s", None, None))], SIZE, 0.0)
+    assert msgspec.msgpack.decode(both)[1][0]["extra_keys"] == [["sql", "s"], ["sql"], ["sql"]]
+
+
+def test_who_waits_for_an_adapters_place_is_passed_over():
+    engine = scheduler(loras=1)
+    first, second, third = (Sequence([1, 2], [3, 4], adapter=a) for a in (SQL, CHAT, SQL))
+    base = Sequence([1, 2], [3])
+    for sequence in (first, second, third, base):
+        engine.add(sequence, 0.0)
+    step = engine.schedule(0.0)
+    assert step is not None
+    assert [sequence for sequence, _ in step.work] == [first, third, base]
+    assert list(engine.waiting) == [second]
+    engine.complete(step, 1.0)
+    run(engine)
+    assert second.finished
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["sql"], "'sql': use NAME=PATH, or"),
+        (['{"name": "sql"}'], "missing required field `path`"),
+        (["sql=/a", '{"name": "sql", "path": "/b"}'], "an adapter of this name already"),
+    ],
+)
+def test_mistakes_in_adapters_are_named(given: list[str], said: str):
+    with pytest.raises(ValueError, match=f"^--lora-modules .*{re.escape(said)}"):
+        parse(given)
 
 
 def test_long_prompts_are_computed_in_chunks_beside_decoding():

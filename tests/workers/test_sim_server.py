@@ -576,11 +576,51 @@ async def test_sigterm_cuts_streams_without_a_shutdown_timeout():
         assert await asyncio.to_thread(process.wait, 10) == 0
 
 
-def test_flags_that_cannot_be_used_end_with_one_clear_line():
-    command = [sys.executable, "-m", "dynamo_workers.sim", "--tokenizer", "/nowhere"]
+async def test_adapters_are_models_with_answers_of_their_own():
+    base: dict[str, Any] = {"prompt": "which adapter? " * 20, "max_tokens": 8}
+
+    async def asked(http: aiohttp.ClientSession, model: str) -> dict[str, Any]:
+        async with http.post("/v1/completions", json={**base, "model": model}) as response:
+            return dict(await response.json())
+
+    module = json.dumps({"name": "chat", "path": "/a/chat", "base_model_name": "tiny"})
+    flags = ("--enable-lora", "--max-loras", "2", "--lora-modules", "sql=/a/sql", module)
+    with sim("--model", "tiny", "--enable-prompt-tokens-details", *flags) as (address, _):
+        async with aiohttp.ClientSession(address) as http:
+            async with http.get("/v1/models") as response:
+                cards = (await response.json())["data"]
+            found = [(card["id"], card["root"], card["parent"]) for card in cards]
+            assert found == [
+                ("tiny", "tiny", None),
+                ("sql", "/a/sql", "tiny"),
+                ("chat", "/a/chat", "tiny"),
+            ]
+            answers = [await asked(http, model) for model in ("tiny", "sql", "chat", "sql")]
+            assert [answer["model"] for answer in answers] == ["tiny", "sql", "chat", "sql"]
+            texts = [answer["choices"][0]["text"] for answer in answers]
+            assert len(set(texts[:3])) == 3
+            assert texts[1] == texts[3]
+            details = [answer["usage"]["prompt_tokens_details"] for answer in answers]
+            cached = [each["cached_tokens"] if each else 0 for each in details]
+            assert cached[:3] == [0, 0, 0]
+            assert cached[3] > 0
+            assert (await asked(http, "other"))["error"]["code"] == 404
+            info = [labels for name, labels in await samples(http) if "lora" in name]
+            assert info == ["2,,"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--tokenizer", "/nowhere"), "/nowhere: no tokenizer.json there"),
+        (("--lora-modules", "sql=/a"), "--lora-modules needs --enable-lora"),
+    ],
+)
+def test_flags_that_cannot_be_used_end_with_one_clear_line(flags: tuple[str, ...], said: str):
+    command = [sys.executable, "-m", "dynamo_workers.sim", *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode == 2
-    assert "/nowhere: no tokenizer.json there" in done.stderr
+    assert said in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -54,14 +54,16 @@ class AnswerBook:
         *,
         max_tokens: int,
         index: int = 0,
+        adapter: str = "",
         min_tokens: int = 0,
         ignore_eos: bool = False,
         stop: Sequence[str] = (),
         stop_token_ids: Sequence[int] = (),
         include_stop: bool = False,
     ) -> Answer:
-        """The `index`-th answer to `prompt`; shorter limits give a prefix of longer ones."""
-        seed = self._seed(prompt, index)
+        """The `index`-th answer to `prompt`, of the LoRA adapter of this name if there is one;
+        shorter limits give a prefix of longer ones."""
+        seed = self._seed(prompt, index, adapter)
         natural = max(SHORTEST + seed % (LONGEST - SHORTEST + 1), min_tokens + 1)
         ends = self._end is not None and not ignore_eos and natural <= max_tokens
         count = natural - 1 if ends else max_tokens
@@ -82,15 +84,16 @@ class AnswerBook:
                 return cut
         return Answer(tokens, pieces, reason, None)
 
-    def embedding(self, prompt: Sequence[int], dimensions: int) -> list[float]:
+    def embedding(self, prompt: Sequence[int], dimensions: int, adapter: str = "") -> list[float]:
         """A vector of length 1 that depends on every token of the prompt."""
-        numbers = _mixed(self._seed(prompt, 0), dimensions)
+        numbers = _mixed(self._seed(prompt, 0, adapter), dimensions)
         values = (numbers >> np.uint64(11)).astype(np.float64) / 2.0**52 - 1.0
         unit: list[float] = (values / np.linalg.norm(values)).astype(np.float32).tolist()
         return unit
 
-    def _seed(self, prompt: Sequence[int], index: int) -> int:
+    def _seed(self, prompt: Sequence[int], index: int, adapter: str) -> int:
         digest = hashlib.blake2b(self._model, digest_size=8, salt=index.to_bytes(8, "little"))
+        digest.update(adapter.encode())
         digest.update(array("I", prompt).tobytes())
         return int.from_bytes(digest.digest(), "little")
 

@@ -28,6 +28,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dynamo_workers.sim import completions, events, metrics, responses
+from dynamo_workers.sim.adapters import Adapter
 from dynamo_workers.sim.answers import DIMENSIONS, AnswerBook
 from dynamo_workers.sim.chat import Renderer
 from dynamo_workers.sim.engine import Engine
@@ -56,6 +57,8 @@ class Settings:
     """Served model names; the first one stands in answers."""
     root: str
     """Where the model came from (`root` in /v1/models)."""
+    adapters: tuple[Adapter, ...] = ()
+    """LoRA adapters, which requests name as they do a model."""
     deterministic: bool = False
     """Ids and times come from the request, each token is an event: same request, same bytes."""
     prompt_tokens_details: bool = False
@@ -88,6 +91,7 @@ class Api:
             engine.metrics,
             engine.connector.counts if engine.connector is not None else None,
         )
+        self._adapters = {adapter.name: adapter for adapter in settings.adapters}
         self._vocabulary = renderer.tokenizer.get_vocab_size()
         self._in_flight = 0
         self._started = int(time.time())
@@ -147,25 +151,28 @@ class Api:
         return _json(events.sources(self._kv_events))
 
     async def _models(self, _request: Request) -> Response:
+        names, root = self._settings.names, self._settings.root
         longest = self._engine.scheduler.limits.max_model_len
-        return _json(
-            {
-                "object": "list",
-                "data": [
-                    {
-                        "id": name,
-                        "object": "model",
-                        "created": self._started,
-                        "owned_by": "vllm",
-                        "root": self._settings.root,
-                        "parent": None,
-                        "max_model_len": longest,
-                        "permission": [],
-                    }
-                    for name in self._settings.names
-                ],
-            }
-        )
+        models = [self._card(name, root, None, longest) for name in names]
+        models += [
+            self._card(adapter.name, adapter.path, names[0], None)
+            for adapter in self._settings.adapters
+        ]
+        return _json({"object": "list", "data": models})
+
+    def _card(
+        self, name: str, root: str, parent: str | None, longest: int | None
+    ) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "vllm",
+            "root": root,
+            "parent": parent,
+            "max_model_len": longest,
+            "permission": [],
+        }
 
     async def _reset(self, _request: Request) -> Response:
         return _json({"success": self._engine.reset_prefix_cache()})
@@ -228,7 +235,7 @@ class Api:
             self._renderer.render(body), special=boolean(body, "add_special_tokens")
         )
         envelope = self._envelope(request, body, "chatcmpl", model)
-        generation = await self._start([prompt], parameters, body, envelope.id)
+        generation = await self._start([prompt], parameters, body, envelope)
         return self._answer(generation, completions.Chat(envelope, parameters), parameters)
 
     async def _completions(self, request: Request, body: dict[str, Any]) -> ASGIApp:
@@ -241,7 +248,7 @@ class Api:
         if echo and parameters.stream:
             raise RequestError("The simulated engine does not stream an echo.", param="echo")
         envelope = self._envelope(request, body, "cmpl", model)
-        generation = await self._start(prompts, parameters, body, envelope.id)
+        generation = await self._start(prompts, parameters, body, envelope)
         shape = completions.Text(
             envelope,
             parameters,
@@ -257,7 +264,9 @@ class Api:
         parameters = read(chat, limits=("max_output_tokens",), default_max_tokens=None)
         # Unlike for chats, vLLM lets the tokenizer add its special tokens here.
         prompt = await self._encode(self._renderer.render(chat), special=True)
-        generation = Generation.start(self._engine, self._book, [prompt], parameters)
+        generation = Generation.start(
+            self._engine, self._book, [prompt], parameters, adapter=self._adapters.get(model)
+        )
         shape = responses.Responses(self._envelope(request, body, "resp", model), body)
         return self._answer(generation, shape, parameters)
 
@@ -280,8 +289,12 @@ class Api:
         else:
             special = body.get("add_special_tokens", True) is not False
             prompts = await self._prompts(body.get("input"), special=special, name="input")
-        generation = Generation.embed(self._engine, prompts, None)
-        vectors = [self._book.embedding(prompt, dimensions or DIMENSIONS) for prompt in prompts]
+        adapter = self._adapters.get(model)
+        generation = Generation.embed(self._engine, prompts, adapter)
+        own = "" if adapter is None else adapter.name
+        vectors = [
+            self._book.embedding(prompt, dimensions or DIMENSIONS, own) for prompt in prompts
+        ]
         envelope = self._envelope(request, body, "embd", model)
         count = sum(len(prompt) for prompt in prompts)
         answer = {
@@ -313,11 +326,12 @@ class Api:
         prompts: list[list[int]],
         parameters: Parameters,
         body: dict[str, Any],
-        request_id: str,
+        envelope: completions.Envelope,
     ) -> Generation:
         """Queues a generation, its prompt's KV from or for another engine if the body says so."""
         params = body.get("kv_transfer_params")
         connector = self._engine.connector
+        adapter = self._adapters.get(envelope.model)
         external, keep_as = 0, ""
         if params is not None and not isinstance(params, dict):
             raise RequestError("kv_transfer_params must be an object.", param="kv_transfer_params")
@@ -327,11 +341,17 @@ class Api:
                     "A KV transfer takes one prompt and one answer.", param="kv_transfer_params"
                 )
             if boolean(params, "do_remote_prefill"):
-                external = await connector.fetch(params, prompts[0])
+                external = await connector.fetch(params, prompts[0], adapter)
             if boolean(params, "do_remote_decode"):
-                keep_as = request_id
+                keep_as = envelope.id
         return Generation.start(
-            self._engine, self._book, prompts, parameters, external=external, keep_as=keep_as
+            self._engine,
+            self._book,
+            prompts,
+            parameters,
+            adapter=adapter,
+            external=external,
+            keep_as=keep_as,
         )
 
     def _answer(
@@ -366,7 +386,7 @@ class Api:
         """The name to answer with; a request may leave the model out, as with vLLM."""
         names = self._settings.names
         given = body.get("model")
-        if given is None or given in names:
+        if given is None or given in (*names, *self._adapters):
             return given or names[0]
         raise RequestError(
             f"The model `{given}` does not exist. Valid aliases: {', '.join(names)}.",

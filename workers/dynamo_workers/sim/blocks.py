@@ -19,6 +19,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from dynamo_workers.sim.adapters import Adapter
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -28,6 +30,7 @@ class Stored:
     parent: bytes | None
     tokens: tuple[int, ...]
     salts: tuple[str | None, ...]
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +53,20 @@ def none_hash(seed: str | None = None) -> bytes:
     return _digest("vllm-none-hash" if seed is None else seed)
 
 
-def block_hash(parent: bytes, tokens: Sequence[int], salt: str | None) -> bytes:
+def block_hash(
+    parent: bytes, tokens: Sequence[int], salt: str | None, adapter: Adapter | None = None
+) -> bytes:
     """vLLM's hash of one full block (`--prefix-caching-hash-algo sha256`), 32 bytes.
 
-    `parent` is the hash before it or `none_hash()`; `salt` goes into a first block only.
+    `parent` is the hash before it or `none_hash()`; `salt` goes into a first block only, an adapter
+    into each.
     """
-    extra = None if salt is None else (("cache_salt", salt),)
-    return _digest((parent, tuple(tokens), extra))
+    extra: tuple[tuple[str, ...], ...] = ()
+    if adapter is not None:
+        extra += (("lora", adapter.name, adapter.path),)
+    if salt is not None:
+        extra += (("cache_salt", salt),)
+    return _digest((parent, tuple(tokens), extra or None))
 
 
 def _digest(value: object) -> bytes:
@@ -132,6 +142,7 @@ class BlockPool:
         parent: bytes | None,
         tokens: Sequence[int],
         salt: str | None,
+        adapter: Adapter | None = None,
     ) -> None:
         """Caches held, filled, consecutive blocks; `parent` is None where they start a sequence."""
         if not self.caching or not blocks:
@@ -142,7 +153,7 @@ class BlockPool:
         salts: tuple[str | None, ...] = (None,) * len(blocks)
         if parent is None and salt is not None:
             salts = (salt, *salts[1:])
-        self._events.append(Stored(tuple(hashes), parent, tuple(tokens), salts))
+        self._events.append(Stored(tuple(hashes), parent, tuple(tokens), salts, adapter))
 
     def release(self, blocks: Sequence[int]) -> None:
         """Ends one user's hold on a sequence's blocks, given in the sequence's order."""

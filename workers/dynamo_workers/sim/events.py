@@ -18,6 +18,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
+from dynamo_workers.sim.adapters import Adapter
 from dynamo_workers.sim.blocks import Cleared, Event, Removed, Stored
 
 log = logging.getLogger(__name__)
@@ -107,16 +108,16 @@ def encode(events: Sequence[Event], block_size: int, timestamp: float) -> bytes:
 
 def _wire(event: Event, block_size: int) -> BlockStored | BlockRemoved | AllBlocksCleared:
     match event:
-        case Stored(hashes, parent, tokens, salts):
+        case Stored(hashes, parent, tokens, salts, adapter):
             return BlockStored(
                 block_hashes=[external_hash(key) for key in hashes],
                 parent_block_hash=None if parent is None else external_hash(parent),
                 token_ids=tokens,
                 block_size=block_size,
-                lora_id=None,
+                lora_id=None if adapter is None else adapter.number,
                 medium="GPU",
-                lora_name=None,
-                extra_keys=[None if salt is None else [salt] for salt in salts],
+                lora_name=None if adapter is None else adapter.name,
+                extra_keys=[_extra_keys(adapter, salt) for salt in salts],
                 group_idx=0,
                 kv_cache_spec_kind="full_attention",
             )
@@ -124,6 +125,12 @@ def _wire(event: Event, block_size: int) -> BlockStored | BlockRemoved | AllBloc
             return BlockRemoved(block_hashes=[external_hash(key)], medium="GPU", group_idx=0)
         case Cleared():
             return AllBlocksCleared()
+
+
+def _extra_keys(adapter: Adapter | None, salt: str | None) -> list[Any] | None:
+    """What a block's hash covers beside its tokens, as events show it."""
+    shown = [None if adapter is None else adapter.name, salt]
+    return [each for each in shown if each is not None] or None
 
 
 class EventPublisher:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence as Seq
 from typing import Any
 
+from dynamo_workers.sim.adapters import Adapter
 from dynamo_workers.sim.answers import Answer, AnswerBook
 from dynamo_workers.sim.engine import Engine
 from dynamo_workers.sim.errors import RequestError
@@ -29,6 +30,7 @@ class Generation:
         prompts: Seq[list[int]],
         parameters: Parameters,
         *,
+        adapter: Adapter | None = None,
         external: int = 0,
         keep_as: str = "",
     ) -> "Generation":
@@ -56,6 +58,7 @@ class Generation:
                     prompt,
                     max_tokens=limit,
                     index=index,
+                    adapter="" if adapter is None else adapter.name,
                     min_tokens=parameters.min_tokens,
                     ignore_eos=parameters.ignore_eos,
                     stop=parameters.stop,
@@ -70,6 +73,7 @@ class Generation:
                         finish_reason=answer.finish_reason,
                         max_tokens=limit,
                         salt=parameters.salt,
+                        adapter=adapter,
                         external=external,
                         keep_as=keep_as,
                     )
@@ -78,11 +82,14 @@ class Generation:
         return cls._submit(engine, sequences, answers)
 
     @classmethod
-    def embed(cls, engine: Engine, prompts: Seq[list[int]], salt: str | None) -> "Generation":
+    def embed(
+        cls, engine: Engine, prompts: Seq[list[int]], adapter: Adapter | None
+    ) -> "Generation":
         """Queues prompts of which only the prefill is wanted."""
         for prompt in prompts:
             check_length(prompt, engine.scheduler.limits.max_model_len + 1)
-        return cls._submit(engine, [Sequence(prompt, [], salt=salt) for prompt in prompts], [])
+        sequences = [Sequence(prompt, [], adapter=adapter) for prompt in prompts]
+        return cls._submit(engine, sequences, [])
 
     @classmethod
     def _submit(

@@ -4,6 +4,7 @@ Counted in plain numbers and turned into samples only when somebody scrapes: the
 observation for every token, and a metrics library's locks would cost more than the simulation.
 """
 
+import time
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -184,6 +185,8 @@ class EngineCollector(Collector):
             {"awake": 1, "weights_offloaded": 0, "discard_all": 0},
         )
         yield self._cache_config()
+        if s.limits.max_loras:
+            yield self._adapters()
         yield self._counter(
             "prefix_cache_queries", "Tokens looked up in the prefix cache.", s.prefix_queries
         )
@@ -283,6 +286,20 @@ class EngineCollector(Collector):
         family.add_metric(list(labels.values()), 1)
         return family
 
+    def _adapters(self) -> GaugeMetricFamily:
+        """What is worth knowing are the labels; the value is the time they hold for."""
+        scheduler = self._scheduler
+        labels = {
+            "max_lora": str(scheduler.limits.max_loras),
+            "running_lora_adapters": _names(scheduler.running),
+            "waiting_lora_adapters": _names(scheduler.waiting),
+        }
+        family = GaugeMetricFamily(
+            "vllm:lora_requests_info", "LoRA adapters of requests.", labels=list(labels)
+        )
+        family.add_metric(list(labels.values()), time.time())
+        return family
+
     def _gauge(self, name: str, text: str, value: float) -> GaugeMetricFamily:
         family = GaugeMetricFamily(f"vllm:{name}", text, labels=list(self._labels))
         family.add_metric(list(self._labels.values()), value)
@@ -315,6 +332,10 @@ class EngineCollector(Collector):
             list(self._labels.values()), histogram.buckets(), sum_value=histogram.total
         )
         return family
+
+
+def _names(sequences: Iterable[model.Sequence]) -> str:
+    return ",".join(adapter.name for adapter in model.adapters_of(sequences))
 
 
 def exposition(collector: EngineCollector) -> bytes:

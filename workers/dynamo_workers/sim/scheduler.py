@@ -6,19 +6,21 @@ a real clock, faster than real, or by a test.
 
 The rules are vLLM's: a step has a budget of tokens; running sequences come first, in order of
 admission; waiting ones follow, first come first served, while the budget, the batch size and the
-blocks allow it, and only when the blocks of the whole prompt fit; a running sequence that gets no
-block takes them from the youngest one, which then starts again from what is still cached. A
-sequence's last prompt token is always computed, also when all of it is cached.
+blocks allow it, and only when the blocks of the whole prompt fit; those whose LoRA adapter does not
+fit into the batch are passed over. A running sequence that gets no block takes them from the
+youngest one, which then starts again from what is still cached. A sequence's last prompt token is
+always computed, also when all of it is cached.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from dynamo_runtime.timing_profile import TimingProfile
 
+from dynamo_workers.sim.adapters import Adapter
 from dynamo_workers.sim.blocks import BlockPool, block_hash
 
 
@@ -37,6 +39,8 @@ class Limits:
     max_model_len: int = 32768
     """Prompt and answer of one sequence together, in tokens."""
     prefix_caching: bool = True
+    max_loras: int = 0
+    """LoRA adapters in one step; 0: there are none."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -68,6 +72,7 @@ class Sequence:
     max_tokens: int = 0
     """The limit that the client set, for the metrics."""
     salt: str | None = None
+    adapter: Adapter | None = None
     external: int = 0
     """Leading prompt tokens whose KV another engine gives."""
     keep_as: str = ""
@@ -186,10 +191,14 @@ class Scheduler:
                 continue
             break
 
+        passed_over: list[Sequence] = []
         while self.waiting and budget > 0 and not preempted:
             if len(self.running) >= self.limits.max_num_seqs:
                 break
             sequence = self.waiting[0]
+            if sequence.adapter is not None and not self._adapter_fits(sequence.adapter):
+                passed_over.append(self.waiting.popleft())
+                continue
             count = self._admit(sequence, budget, now)
             if count == 0:
                 break
@@ -198,6 +207,7 @@ class Scheduler:
             work.append((sequence, count))
             prefill += count
             budget -= count
+        self.waiting.extendleft(reversed(passed_over))
 
         if not work:
             return None
@@ -227,6 +237,11 @@ class Scheduler:
         if any(sequence.finished for sequence in progressed):
             self.running = [sequence for sequence in self.running if not sequence.finished]
         return progressed
+
+    def _adapter_fits(self, adapter: Adapter) -> bool:
+        """Whether a sequence with it may run beside those that run."""
+        used = adapters_of(self.running)
+        return adapter in used or len(used) < self.limits.max_loras
 
     def _admit(self, sequence: Sequence, budget: int, now: float) -> int:
         """Gives a waiting sequence its first blocks; returns tokens to compute, 0 if no room."""
@@ -277,6 +292,7 @@ class Scheduler:
                 sequence.hashes[first - 1] if first else None,
                 sequence.tokens(first * size, full * size),
                 sequence.salt,
+                sequence.adapter,
             )
             sequence.stored = full
         return True
@@ -289,6 +305,7 @@ class Scheduler:
                     sequence.hashes[-1] if index else self._none,
                     sequence.tokens(index * size, (index + 1) * size),
                     sequence.salt if index == 0 else None,
+                    sequence.adapter,
                 )
             )
 
@@ -302,3 +319,8 @@ class Scheduler:
         self.pool.release(sequence.blocks)
         sequence.blocks = []
         sequence.stored = sequence.computed = 0
+
+
+def adapters_of(sequences: Iterable[Sequence]) -> dict[Adapter, None]:
+    """The LoRA adapters of some sequences, each once, in their order."""
+    return {each.adapter: None for each in sequences if each.adapter is not None}

@@ -18,6 +18,7 @@ from typing import cast
 import uvicorn
 from dynamo_runtime import lifecycle, logs, timing_profile
 
+from dynamo_workers.sim.adapters import parse as parse_adapters
 from dynamo_workers.sim.answers import AnswerBook
 from dynamo_workers.sim.app import Api, Settings, add_middleware
 from dynamo_workers.sim.blocks import none_hash
@@ -90,6 +91,19 @@ def parser() -> argparse.ArgumentParser:
         "--chat-template-content-format", choices=("auto", "string", "openai"), default="auto"
     )
     model.add_argument("--max-model-len", type=_count, help="tokens of prompt and answer together")
+    model.add_argument(
+        "--enable-lora", action=argparse.BooleanOptionalAction, default=False, help="LoRA adapters"
+    )
+    model.add_argument(
+        "--lora-modules",
+        nargs="+",
+        default=[],
+        metavar="NAME=PATH",
+        help="adapters that there are, simulated: nothing is read at their paths",
+    )
+    model.add_argument(
+        "--max-loras", type=_count, default=1, help="adapters in one batch (default: %(default)s)"
+    )
 
     http = flags.add_argument_group("HTTP")
     http.add_argument("--host", default="0.0.0.0", help="address to bind (default: %(default)s)")
@@ -186,7 +200,11 @@ def build(arguments: argparse.Namespace) -> Api:
             max_num_batched_tokens=arguments.max_num_batched_tokens,
             max_model_len=longest,
             prefix_caching=arguments.enable_prefix_caching,
+            max_loras=arguments.max_loras if arguments.enable_lora else 0,
         )
+        adapters = parse_adapters(arguments.lora_modules)
+        if adapters and not arguments.enable_lora:
+            raise ValueError("--lora-modules needs --enable-lora")
         events = (
             None
             if arguments.kv_events_config is None
@@ -220,6 +238,7 @@ def build(arguments: argparse.Namespace) -> Api:
         Settings(
             names=names,
             root=model,
+            adapters=adapters,
             deterministic=arguments.deterministic,
             # How much was cached depends on what came before, which "same request, same bytes"
             # must not.

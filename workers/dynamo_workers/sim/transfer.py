@@ -24,6 +24,7 @@ from typing import Any
 import msgspec
 
 from dynamo_workers.sim import scheduler as model
+from dynamo_workers.sim.adapters import Adapter
 from dynamo_workers.sim.errors import RequestError
 
 log = logging.getLogger(__name__)
@@ -135,7 +136,8 @@ class Connector:
         """Put what ``sequence`` computed under lease; the parameters that lead there."""
         name = f"{sequence.keep_as}-{uuid.uuid4().hex[:8]}"
         lease = asyncio.get_running_loop().call_later(self.config.lease_s, self._expire, name)
-        self._held[name] = _Held(sequence, digest(sequence.prompt), lease)
+        prompt = digest(sequence.prompt, sequence.adapter)
+        self._held[name] = _Held(sequence, prompt, lease)
         blocks = -(-len(sequence.prompt) // self.scheduler.limits.block_size)
         return {
             "do_remote_prefill": True,
@@ -190,7 +192,9 @@ class Connector:
 
     # --- the decode engine
 
-    async def fetch(self, params: Mapping[str, Any], prompt: Sequence[int]) -> int:
+    async def fetch(
+        self, params: Mapping[str, Any], prompt: Sequence[int], adapter: Adapter | None = None
+    ) -> int:
         """Take a prompt from another engine; how many of its tokens need not be computed here.
 
         Raises RequestError: 400 for incomplete parameters, 500 where the transfer failed and
@@ -199,7 +203,7 @@ class Connector:
         where = check(params)
         try:
             async with asyncio.timeout(ANSWER_S):
-                tokens = await self._ask(*where, params, prompt)
+                tokens = await self._ask(*where, params, digest(prompt, adapter))
         except (TransferFailed, OSError, TimeoutError, ValueError) as error:
             self.counts.failed += 1
             log.warning("a KV transfer failed: %s", error or type(error).__name__)
@@ -209,13 +213,11 @@ class Connector:
         self.counts.transfers += 1
         return tokens
 
-    async def _ask(
-        self, host: str, port: int, params: Mapping[str, Any], prompt: Sequence[int]
-    ) -> int:
+    async def _ask(self, host: str, port: int, params: Mapping[str, Any], prompt: str) -> int:
         reader, writer = await asyncio.open_connection(host, port, limit=LONGEST_LINE)
         try:
             question = _Question(
-                str(params["remote_engine_id"]), str(params["remote_request_id"]), digest(prompt)
+                str(params["remote_engine_id"]), str(params["remote_request_id"]), prompt
             )
             writer.write(msgspec.json.encode(question) + b"\n")
             await writer.drain()
@@ -246,6 +248,8 @@ def check(params: Mapping[str, Any]) -> tuple[str, int]:
     return host, port
 
 
-def digest(prompt: Sequence[int]) -> str:
+def digest(prompt: Sequence[int], adapter: Adapter | None = None) -> str:
     """What tells one prompt from another."""
-    return hashlib.sha256(array("I", prompt).tobytes()).hexdigest()
+    told = hashlib.sha256(array("I", prompt).tobytes())
+    told.update(b"" if adapter is None else adapter.name.encode())
+    return told.hexdigest()
