@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -840,6 +841,48 @@ async def test_each_worker_tells_of_its_own_half() -> None:
         assert entry.outcome["completion_tokens"] == 3
         assert w.tokens.checked == [("w-2", 8, 8)]
         assert w.metric("dynamo_frontend_time_to_first_token_seconds_count", model="m") == 1
+
+
+async def test_a_prefill_worker_that_is_asked_in_vain_again_and_again_gets_nothing() -> None:
+    async with world(roles="ppd", secret=SECRET) as w:
+        dead, well = w.worker(0), w.worker(1)
+        for turn in range(1, 6):
+            assert dead.circuit == ""
+            route = await w.ask(range(8), f"r-{turn}")
+            w.publishers[2].accepted(f"p-{turn}", 8, 8)
+            await prefill(w, 1, f"p-{turn}.prefill")
+            w.publishers[2].first_token(f"p-{turn}", (dead.hostport,))
+            w.publishers[2].finished(f"p-{turn}", prompt_tokens=8)
+            await w.until(lambda: not w.worker(2).load.accepted)
+            w.picker.released(route)
+            told = outcome(w, turn)
+            assert (told["prefillers_failed"], told["prefilled_by"]) == (["w-0"], "w-1")
+        assert dead.circuit == "circuit open: 5 failures in a row (no prefill came of it)"
+        assert well.circuit == ""
+        prefillers = dict((await w.ask(range(8))).set_headers)["x-prefiller-host-port"]
+        assert prefillers == well.hostport
+
+
+async def test_a_prefill_worker_that_answers_with_an_error_leaves_the_request_to_the_next() -> None:
+    async with world(roles="ppd", secret=SECRET) as w:
+        await w.ask(range(8), "r-1")
+        await prefill(w, 0, "p-1.prefill", status=500)
+        await prefill(w, 1, "p-1.prefill")
+        assert outcome(w, 1)["prefilled_by"] == "w-1"
+
+
+async def prefill(w: World, number: int, booking: str, status: int = 200) -> None:
+    load, publisher = w.worker(number).load, w.publishers[number]
+    publisher.accepted(booking, 8, 0)
+    await w.until(lambda: bool(load.accepted))
+    publisher.finished(booking, prompt_tokens=8, status=status)
+    await w.until(lambda: not load.accepted)
+
+
+def outcome(w: World, turn: int) -> dict[str, Any]:
+    entry = w.journal.get(f"r-{turn}")
+    assert entry is not None
+    return entry.outcome
 
 
 async def test_a_prefill_that_never_came_is_not_booked_beyond_the_first_token() -> None:

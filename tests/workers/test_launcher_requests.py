@@ -39,6 +39,22 @@ def test_a_first_token_is_told_once_and_only_of_known_requests() -> None:
     assert flights.apply(["d", PID, "r-2", 1, 1, 1, 200]) == []
 
 
+def test_prefill_workers_that_were_asked_in_vain_are_told_once() -> None:
+    flights, failed = Flights(), ("10.0.0.1:8000", "10.0.0.2:8000")
+    flights.apply(accept("r-1"))
+    assert flights.apply(["p", PID, "r-1", "local", [*failed]]) == []
+    flights.apply(accept("r-1", cached=0))  # it computes the prompt itself, then
+    assert flights.apply(["f", PID, "r-1"]) == [FirstToken("r-1", failed)]
+    assert flights.apply(["d", PID, "r-1", 1, 0, 1, 200]) == [Finished("r-1", 1, 0, 1, 200)]
+    flights.apply(accept("r-2"))
+    flights.apply(["p", PID, "r-2", "refused", [failed[0]]])
+    assert flights.apply(["d", PID, "r-2", -1, -1, -1, 503]) == [
+        Finished("r-2", status=503, prefillers_failed=failed[:1])
+    ]
+    assert flights.remote_prefills == {"local": 1, "refused": 1}
+    assert flights.prefiller_failures == 3
+
+
 def test_progress_of_one_process_says_nothing_about_another() -> None:
     flights = Flights()
     flights.apply(accept("r-1"))

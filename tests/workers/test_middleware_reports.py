@@ -13,7 +13,9 @@ import msgspec
 import pytest
 import zmq
 import zmq.asyncio
+from dynamo_kv_router.stream.format import Finished
 from dynamo_workers.engine_side import FOLDER, MIDDLEWARE
+from dynamo_workers.in_flight import Flights
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -393,3 +395,21 @@ def test_no_booking_header_can_raise(value: bytes) -> None:
 @given(st.binary(max_size=300))
 def test_no_body_can_make_usage_raise(tail: bytes) -> None:
     middleware.read_usage(b'{"usage":' + tail)
+
+
+async def test_how_asking_prefill_workers_went_is_reported_of_its_request(
+    launcher: Launcher, load: Load
+) -> None:
+    async def app(scope: Any, receive: Any, send: Send) -> None:
+        scope[middleware.FLIGHT].prefilled("local", ["10.0.0.1:8000"])
+        await send(start("application/json"))
+        await send(body(b"{}"))
+
+    await Call(load(app), "/v1/completions", "p-1;tokens=70;cached=0").run()
+    flights = Flights()
+    flights.apply(await launcher.next("a"))
+    report = await launcher.next("p")
+    assert report[2:] == ["p-1", "local", ["10.0.0.1:8000"]]
+    flights.apply(report)
+    [finished] = [e for e in flights.apply(await launcher.next("d")) if isinstance(e, Finished)]
+    assert finished.prefillers_failed == ("10.0.0.1:8000",)

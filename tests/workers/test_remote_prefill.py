@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -175,8 +175,8 @@ class Flight:
 
     told: list[tuple[Any, ...]] = field(default_factory=list)
 
-    def prefilled(self, outcome: str, failures: int) -> None:
-        self.told.append((outcome, failures))
+    def prefilled(self, outcome: str, failed: Sequence[str]) -> None:
+        self.told.append((outcome, *failed))
 
     def computes(self, cached: int) -> None:
         self.told.append(("computes", cached))
@@ -284,7 +284,7 @@ async def test_hop_1_computes_the_prompt_and_hop_2_answers(
     assert decode.bodies == [
         {**body, "vllm_xargs": {"mine": 1}, "kv_transfer_params": PARAMS},
     ]
-    assert flight.told == [("remote", 0)]
+    assert flight.told == [("remote",)]
     assert prefillers[1].asked == []
 
 
@@ -303,7 +303,7 @@ async def test_another_prefill_worker_is_tried_first(
     assert await decode.post(BODY, signed, flight=flight) == (200, b"answer")
     assert decode.bodies == [{**BODY, "kv_transfer_params": PARAMS}]
     assert prefillers[1].asked[0][0]["x-dynamo-booking"] == "b-1.prefill;tokens=100;cached=32"
-    assert flight.told == [("remote", 2)]
+    assert flight.told == [("remote", prefillers[0].address, "127.0.0.1:1")]
 
 
 @pytest.mark.parametrize("enforce", [False, True])
@@ -312,15 +312,16 @@ async def test_without_any_the_grant_decides(
 ) -> None:
     decode, flight = worker("decode"), Flight()
     prefillers[0].answer = status(503)
-    signed = headers(grant(prefillers[0].address, "127.0.0.1:1", enforce=enforce))
+    asked = (prefillers[0].address, "127.0.0.1:1")
+    signed = headers(grant(*asked, enforce=enforce))
     answered, body = await decode.post(BODY, signed, flight=flight)
     if enforce:
         assert answered == 503
         assert json.loads(body)["error"]["code"] == "no_prefill_worker_available"
-        assert (decode.bodies, flight.told) == ([], [("refused", 2)])
+        assert (decode.bodies, flight.told) == ([], [("refused", *asked)])
     else:
         assert (answered, decode.bodies) == (200, [BODY])
-        assert flight.told == [("local", 2), ("computes", 32)]
+        assert flight.told == [("local", *asked), ("computes", 32)]
 
 
 async def test_a_wrong_request_is_nobodys_failure(
@@ -332,7 +333,7 @@ async def test_a_wrong_request_is_nobodys_failure(
     answered, body = await decode.post(BODY, signed, flight=flight)
     assert (answered, json.loads(body)) == (400, {"error": {"message": "too long"}})
     assert (decode.bodies, prefillers[1].asked) == ([], [])
-    assert flight.told == [("rejected", 0)]
+    assert flight.told == [("rejected",)]
 
 
 async def test_parameters_are_not_used_when_their_lease_may_be_over(
@@ -342,7 +343,7 @@ async def test_parameters_are_not_used_when_their_lease_may_be_over(
     decode, flight = worker("decode", clock=lambda: next(times)), Flight()
     assert (await decode.post(BODY, headers(grant(prefillers[0].address)), flight=flight))[0] == 200
     assert decode.bodies == [BODY]
-    assert flight.told == [("local", 0), ("computes", 32)]
+    assert flight.told == [("local",), ("computes", 32)]
 
 
 async def test_a_client_that_leaves_ends_the_prefill(
@@ -372,10 +373,10 @@ async def test_a_grant_that_is_not_valid_is_not_followed(
     assert (await decode.post(body, forged, flight=flight))[0] == answered
     assert prefillers[0].asked == []
     if enforce:
-        assert (decode.bodies, flight.told) == ([], [("refused", 0)])
+        assert (decode.bodies, flight.told) == ([], [("refused",)])
     else:
         assert decode.bodies == [BODY]
-        assert flight.told == [("invalid-grant", 0), ("computes", 0)]
+        assert flight.told == [("invalid-grant",), ("computes", 0)]
 
 
 ESCAPED = b'{"model": "m", "kv_transfer\\u005fparams": {"do_remote_prefill": true}}'

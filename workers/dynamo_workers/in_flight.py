@@ -28,6 +28,7 @@ class Flight:
     cached_tokens: int  # the overlap the picker expected; -1 likewise
     first_token: bool = False
     chunks: int = 0  # events streamed so far: at least a token each
+    prefillers_failed: tuple[str, ...] = ()  # asked in vain, and not told yet
 
     @property
     def prefill_tokens(self) -> int:
@@ -74,7 +75,8 @@ class Flights:
         """Take one report (its form: ``dynamo_engine_middleware``); return what it changed."""
         match report:
             case ["a", int(source), str(booking), int(tokens), int(cached)]:
-                self._flights[booking] = Flight(source, tokens, cached)
+                failed = self._take_failed(self._flights.get(booking))
+                self._flights[booking] = Flight(source, tokens, cached, prefillers_failed=failed)
                 return [Accepted(booking=booking, prompt_tokens=tokens, cached_tokens=cached)]
             case ["f", int(_), str(booking)]:
                 return self._first_token(booking)
@@ -83,9 +85,11 @@ class Flights:
             case ["t", int(source), int(dropped), dict(progress)]:
                 self._dropped[source] = dropped
                 return self._progress(source, progress)
-            case ["p", int(_), str(outcome), int(failures)]:
+            case ["p", int(_), str(booking), str(outcome), list(failed)]:
                 self.remote_prefills[outcome] += 1
-                self.prefiller_failures += failures
+                self.prefiller_failures += len(failed)
+                if (flight := self._flights.get(booking)) is not None:
+                    flight.prefillers_failed = tuple(map(str, failed))
                 return []
         raise ValueError(f"unknown report from the engine: {report!r:.200}")
 
@@ -95,7 +99,15 @@ class Flights:
             return []
         flight.first_token = True
         self._seen_first_tokens += 1
-        return [FirstToken(booking=booking)]
+        return [FirstToken(booking=booking, prefillers_failed=self._take_failed(flight))]
+
+    @staticmethod
+    def _take_failed(flight: Flight | None) -> tuple[str, ...]:
+        """Its prefill workers that were asked in vain, to be told once."""
+        if flight is None:
+            return ()
+        failed, flight.prefillers_failed = flight.prefillers_failed, ()
+        return failed
 
     def _finish(
         self, booking: str, prompt: int, cached: int, answer: int, status: int
@@ -113,6 +125,7 @@ class Flights:
                 cached_tokens=cached,
                 completion_tokens=answer,
                 status=status,
+                prefillers_failed=self._take_failed(flight),
             )
         ]
 

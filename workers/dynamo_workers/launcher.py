@@ -307,8 +307,8 @@ class Launcher:
             match event:
                 case Accepted(booking, prompt_tokens, cached_tokens):
                     publisher.accepted(booking, prompt_tokens, cached_tokens)
-                case FirstToken(booking):
-                    publisher.first_token(booking)
+                case FirstToken(booking, prefillers_failed):
+                    publisher.first_token(booking, prefillers_failed)
                 case Finished():
                     self._metrics.requests.inc()
                     publisher.finished(
@@ -317,6 +317,7 @@ class Launcher:
                         cached_tokens=event.cached_tokens,
                         completion_tokens=event.completion_tokens,
                         status=event.status,
+                        prefillers_failed=event.prefillers_failed,
                     )
         if events:
             self._metrics.in_flight.set(len(self._flights))

@@ -36,6 +36,13 @@ class RequestWatcher(Protocol):
 
     def on_first_token(self, worker: Worker, booking: str) -> None: ...
 
+    def on_prefillers_failed(
+        self, worker: Worker, booking: str, addresses: tuple[str, ...]
+    ) -> None:
+        """``worker`` asked those prefill workers (``ip:port``) in vain. Comes before what follows:
+        first token, or end."""
+        ...
+
     def on_finished(self, worker: Worker, event: Finished) -> None: ...
 
     def on_described(self, worker: Worker, info: WorkerInfo) -> None:
@@ -143,11 +150,15 @@ class StreamFollower:
                 case Accepted(booking=key, prompt_tokens=prompt, cached_tokens=cached):
                     window = worker.load.accept(key, prompt, cached, now)
                     self._watcher.on_accepted(worker, key, window)
-                case FirstToken(booking=key):
+                case FirstToken(booking=key, prefillers_failed=failed):
                     worker.load.first_token(key)
+                    if failed:
+                        self._watcher.on_prefillers_failed(worker, key, failed)
                     self._watcher.on_first_token(worker, key)
-                case Finished(booking=key):
+                case Finished(booking=key, prefillers_failed=failed):
                     worker.load.finish(key)
+                    if failed:
+                        self._watcher.on_prefillers_failed(worker, key, failed)
                     self._watcher.on_finished(worker, event)
                 case Load():
                     self._apply_load(event)

@@ -76,7 +76,7 @@ class Entry:
     outcome: dict[str, Any] = field(default_factory=dict)
     """What came after: status, upstream, attempts, duration_s (Envoy); served_by, blind_window_s,
     first_token_s, prompt_tokens, cached_tokens, completion_tokens (worker); prefilled_by,
-    prefill_s, prefill_cached_tokens (prefill worker)."""
+    prefill_s, prefill_cached_tokens (prefill worker), prefillers_failed."""
 
     def __post_init__(self) -> None:
         self.path = self.path[:LONGEST]

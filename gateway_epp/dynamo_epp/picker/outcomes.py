@@ -24,6 +24,7 @@ from dynamo_epp.metrics import PickerMetrics
 from dynamo_epp.picker.bookings import Booking, Bookings
 from dynamo_epp.picker.reading import Asked, PromptTokens
 from dynamo_epp.picker.refusals import message_of, reason_of
+from dynamo_epp.scheduling.disagg import PREFILL
 from dynamo_epp.server import AccessEntry
 
 REFUSED_BY_ENGINE = (400, 404, 413, 422)
@@ -135,6 +136,8 @@ class Outcomes:
             del self._open[entry.request_id]
             self._journal.keep(entry)
         if booking.prefill is not None:
+            if self._circuits is not None:
+                self._circuits.released(booking.prefill.worker, now)
             self._bookings.close(booking.prefill, now)
         if self._relays:
             self._relayed(route, booking)
@@ -199,16 +202,45 @@ class Outcomes:
             seconds = now - booking.picked_at
             if self._circuits is not None:
                 self._circuits.succeeded(worker, "request", now, began=booking.picked_at)
+                self._prefilled(booking, now)
             self._metrics.model(booking.entry.model).ttft.observe(seconds)
             booking.entry.outcome["first_token_s"] = round(seconds, 6)
+
+    def prefillers_failed(self, key: str, addresses: tuple[str, ...]) -> None:
+        """The decode worker of the request asked those prefill workers (``ip:port``) in vain."""
+        booking, now = self._bookings.get(key), self._clock()
+        if booking is None or booking.prefill is None:
+            return
+        failed = [
+            worker
+            for worker in self._pool.workers.values()
+            if worker.hostport in addresses and worker.endpoint.role == PREFILL
+        ]
+        booking.entry.outcome["prefillers_failed"] = [worker.name for worker in failed]
+        if self._circuits is not None:
+            for worker in failed:
+                why = "no prefill came of it"
+                self._circuits.failed(worker, "request", why, now, began=booking.picked_at)
+
+    def _prefilled(self, booking: Booking, now: float) -> None:
+        """The answer has begun: the prefill worker that took the request did its part, unless the
+        decode worker said otherwise."""
+        outcome = booking.entry.outcome
+        if booking.prefill is None or self._circuits is None:
+            return
+        worker = booking.prefill.worker
+        accepted = outcome.get("prefilled_by") == worker.name
+        if accepted and worker.name not in outcome.get("prefillers_failed", ()):
+            self._circuits.succeeded(worker, "request", now, began=booking.picked_at)
 
     def finished(self, worker: Worker, event: Finished) -> None:
         """The worker's last word: what the request took."""
         if self._gate is not None:
             self._gate.kick()
-        booking = self._bookings.pop(event.booking)
-        if booking is None:
-            return
+        booking = self._bookings.get(event.booking)
+        if booking is None or (booking.half and event.status != 200):
+            return  # the decode worker goes on to the next prefill worker
+        self._bookings.pop(event.booking)
         entry, model = booking.entry, booking.entry.model
         booking.status = event.status
         if booking.half:

@@ -324,6 +324,9 @@ class KvPicker:
     def on_first_token(self, worker: Worker, key: str) -> None:
         self._outcomes.first_token(worker, key)
 
+    def on_prefillers_failed(self, worker: Worker, key: str, addresses: tuple[str, ...]) -> None:
+        self._outcomes.prefillers_failed(key, addresses)
+
     def on_finished(self, worker: Worker, event: Finished) -> None:
         self._outcomes.finished(worker, event)
 

@@ -150,5 +150,7 @@ class Routes:
             key + PREFILL_BOOKING, kind, worker, entry, now, size.prompt_tokens, half=True
         )
         worker.load.book(booking.key, size.prompt_tokens, cached, now)
+        if self._circuits is not None:
+            self._circuits.picked(worker, now)
         self._bookings.add(booking)
         return booking, headers

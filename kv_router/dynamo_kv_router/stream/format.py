@@ -89,6 +89,8 @@ class FirstToken(msgspec.Struct, array_like=True, frozen=True, tag="f"):
     """The request's first output token left the engine: its prefill is done."""
 
     booking: str
+    prefillers_failed: tuple[str, ...] = ()
+    """`ip:port` of the prefill workers that this one asked in vain."""
 
 
 class Finished(msgspec.Struct, array_like=True, frozen=True, tag="x"):
@@ -100,6 +102,8 @@ class Finished(msgspec.Struct, array_like=True, frozen=True, tag="x"):
     completion_tokens: int = UNKNOWN
     status: int = 200
     """HTTP status of the answer; 499 = the client left."""
+    prefillers_failed: tuple[str, ...] = ()
+    """As of `FirstToken`, where there was none."""
 
 
 class Load(msgspec.Struct, array_like=True, frozen=True, tag="l"):

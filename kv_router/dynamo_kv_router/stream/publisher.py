@@ -159,8 +159,8 @@ class WorkerPublisher:
         self._session.accepted(booking, prompt_tokens, cached_tokens)
         self._schedule()
 
-    def first_token(self, booking: str) -> None:
-        self._session.first_token(booking)
+    def first_token(self, booking: str, prefillers_failed: tuple[str, ...] = ()) -> None:
+        self._session.first_token(booking, prefillers_failed)
         self._schedule()
 
     def finished(
@@ -171,9 +171,17 @@ class WorkerPublisher:
         cached_tokens: int = UNKNOWN,
         completion_tokens: int = UNKNOWN,
         status: int = 200,
+        prefillers_failed: tuple[str, ...] = (),
     ) -> None:
         self._session.finished(
-            Finished(booking, prompt_tokens, cached_tokens, completion_tokens, status)
+            Finished(
+                booking,
+                prompt_tokens,
+                cached_tokens,
+                completion_tokens,
+                status,
+                prefillers_failed,
+            )
         )
         self._schedule()
 

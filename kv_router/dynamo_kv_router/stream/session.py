@@ -374,13 +374,13 @@ class PublisherSession:
             del self._bookings[next(iter(self._bookings))]
         self._queue(Accepted(booking, prompt_tokens, cached_tokens))
 
-    def first_token(self, booking: str) -> None:
+    def first_token(self, booking: str, prefillers_failed: tuple[str, ...] = ()) -> None:
         known = self._bookings.get(booking)
         if known is not None:
             self._bookings[booking] = InFlight(
                 booking, known.prompt_tokens, known.cached_tokens, True
             )
-        self._queue(FirstToken(booking))
+        self._queue(FirstToken(booking, prefillers_failed))
 
     def finished(self, event: Finished) -> None:
         self._bookings.pop(event.booking, None)

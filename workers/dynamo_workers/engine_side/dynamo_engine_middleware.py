@@ -21,7 +21,8 @@ Reports are msgpack arrays, the first element names the kind, the second is this
     ["f", pid, booking]                                            first token on its way
     ["d", pid, booking, prompt, cached, completion, status]        done (-1: not reported)
     ["t", pid, dropped_reports, {booking: chunks_sent}]            progress of all in flight
-    ["p", pid, outcome, failures]                                  asked for a remote prefill
+    ["p", pid, booking, outcome, [ip:port, …]]                     prefill workers were asked,
+                                                                   those in vain
 
 The last one is said by `dynamo_engine_prefill.py`, which finds a request's ``Flight`` in the ASGI
 scope.
@@ -33,7 +34,7 @@ import asyncio
 import itertools
 import json
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 import msgspec
@@ -183,8 +184,8 @@ class Reports:
     def computes(self, flight: Flight, cached: int) -> None:
         self._push("a", self._pid, flight.booking, flight.tokens, cached)
 
-    def prefilled(self, outcome: str, failures: int) -> None:
-        self._push("p", self._pid, outcome, failures)
+    def prefilled(self, flight: Flight, outcome: str, failed: Sequence[str]) -> None:
+        self._push("p", self._pid, flight.booking, outcome, failed)
 
     def first_token(self, flight: Flight) -> None:
         self._push("f", self._pid, flight.booking)
@@ -238,9 +239,10 @@ class Flight:
         """The engine has to compute all but ``cached`` tokens, unlike what the booking said."""
         self._reports.computes(self, cached)
 
-    def prefilled(self, outcome: str, failures: int) -> None:
-        """How asking prefill workers went: see `dynamo_engine_prefill`."""
-        self._reports.prefilled(outcome, failures)
+    def prefilled(self, outcome: str, failed: Sequence[str]) -> None:
+        """How asking prefill workers went, and which (``ip:port``) were asked in vain: see
+        `dynamo_engine_prefill`."""
+        self._reports.prefilled(self, outcome, failed)
 
     def watch(self, message: Message) -> None:
         if self.ended:

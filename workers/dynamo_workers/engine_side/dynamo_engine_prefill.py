@@ -37,7 +37,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -324,10 +324,10 @@ class RemotePrefill:
         except InvalidGrant as error:
             log.warning("prefill workers are not asked: the grant is not valid: %s", error)
             if b"enforce=1" in headers.get(GRANT_HEADER, b""):
-                self._tell(flight, REFUSED, 0)
+                self._tell(flight, REFUSED)
                 await _refuse(send, "the permission to ask a prefill worker is not valid")
                 return
-            self._tell(flight, INVALID, 0)
+            self._tell(flight, INVALID)
             grant = None
         fields = decode(body) if grant is not None else None
         if grant is None or fields is None:
@@ -344,9 +344,9 @@ class RemotePrefill:
             if not hop1.done():
                 return
             try:
-                params, failures, given_at = hop1.result()
+                params, failed, given_at = hop1.result()
             except Rejected as rejected:
-                self._tell(flight, REJECTED, 0)
+                self._tell(flight, REJECTED)
                 await _answer(send, rejected.status, rejected.body)
                 return
             if params is not None and self._clock() - given_at > LEASE_S / 2:
@@ -354,16 +354,16 @@ class RemotePrefill:
                 params = None
             clean = without_transfer(fields)
             if params is not None:
-                self._tell(flight, REMOTE, failures)
+                self._tell(flight, REMOTE, failed)
                 clean["kv_transfer_params"] = params
             elif grant.enforce:
-                self._tell(flight, REFUSED, failures)
+                self._tell(flight, REFUSED, failed)
                 await _refuse(send, "no prefill worker computed the prompt")
                 return
             else:
                 log.warning("%s: no prefill worker did, so its prompt is computed here",
                             grant.booking)  # fmt: skip
-                self._tell(flight, LOCAL, failures)
+                self._tell(flight, LOCAL, failed)
                 if flight is not None:
                     flight.computes(grant.local_tokens)
 
@@ -376,17 +376,18 @@ class RemotePrefill:
                 task.cancel()
             await asyncio.gather(gone, hop1, return_exceptions=True)
 
-    def _tell(self, flight: Any, outcome: str, failures: int) -> None:
-        """``failures``: prefill workers that were asked in vain."""
+    def _tell(self, flight: Any, outcome: str, failed: Sequence[str] = ()) -> None:
+        """``failed``: prefill workers (``ip:port``) that were asked in vain."""
         if flight is not None:
-            flight.prefilled(outcome, failures)
+            flight.prefilled(outcome, failed)
 
     async def _hop1(
         self, scope: Scope, headers: Headers, grant: Grant, fields: Json
-    ) -> tuple[Json | None, int, float]:
-        """Ask one after the other: (parameters or None, failures, monotonic time of the answer)."""
+    ) -> tuple[Json | None, list[str], float]:
+        """Ask one after the other: (parameters or None, those asked in vain, monotonic time of the
+        answer)."""
         body = encode(hop1_body(fields))
-        failures = 0
+        failed: list[str] = []
         for address, cached in zip(grant.prefillers, grant.cached_tokens, strict=True):
             booking = f"{grant.booking}{PREFILL_BOOKING}"
             if grant.tokens >= 0:
@@ -399,11 +400,11 @@ class RemotePrefill:
             sent[BOOKING_HEADER.decode()] = booking
             try:
                 params = await self._ask(f"http://{address}{scope['path']}", sent, body)
-                return params, failures, self._clock()
+                return params, failed, self._clock()
             except Failed as error:
-                failures += 1
+                failed.append(address)
                 log.warning("%s: prefill worker %s: %s", grant.booking, address, error)
-        return None, failures, self._clock()
+        return None, failed, self._clock()
 
     async def _ask(self, url: str, headers: Mapping[str, str], body: bytes) -> Json:
         """One hop 1. Raises ``Failed`` or ``Rejected``."""
