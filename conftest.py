@@ -6,7 +6,7 @@ from collections.abc import Generator
 import hypothesis
 import pytest
 
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # as dynamo_epp has it, which says why
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # `dynamo_cli.local.asking` says why
 
 # How long an example takes is the machine's business, not a property of the code.
 hypothesis.settings.register_profile(

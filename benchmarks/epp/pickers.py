@@ -125,14 +125,16 @@ async def main(kind: str, address: str, endpoints_file: Path) -> None:
         await serve_floor(address, endpoints[0].hostport)
     elif kind == "protocol":
         constant = Constant([endpoint.hostport for endpoint in endpoints])
-        await PickerServer(constant, ready=lambda: True, on_access=lambda _: None).start(address)
+        server = PickerServer(constant, ready=lambda: True, on_access=lambda _: None)
+        await server.start(address)
         await ready()
     elif kind == "full":
         settings = PickerSettings(endpoints_file=endpoints_file)
         serving = ServingKvPicker(settings, Lifecycle(), CollectorRegistry())
         await serving.start(lambda _: None)
         picker = serving if address.startswith("unix:") else FirstOnly(serving)
-        await PickerServer(picker, ready=lambda: True, on_access=serving.logged).start(address)
+        server = PickerServer(picker, ready=lambda: True, on_access=serving.logged)
+        await server.start(address)
         await ready()
 
 

@@ -14,9 +14,9 @@ from dynamo_epp.gateway import Tls
 from dynamo_epp.gateway.tls import (
     CertificateFolder,
     InvalidCertificate,
-    credentials,
     now,
     self_signed,
+    server_context,
 )
 from dynamo_epp.server import PickerServer
 
@@ -52,15 +52,15 @@ def test_a_self_signed_pair_fits_together(tmp_path: Path) -> None:
     assert parsed.not_valid_before_utc < now() < parsed.not_valid_after_utc - timedelta(days=3000)
 
 
-def test_without_tls_there_are_no_credentials() -> None:
-    assert credentials(Tls(enabled=False), now()) is None
+def test_without_tls_nothing_is_secured() -> None:
+    assert server_context(Tls(enabled=False), now()) is None
 
 
 async def test_replaced_certificates_are_used(own_address: str, tmp_path: Path) -> None:
     first = write(tmp_path, self_signed(now()))
     server = PickerServer(TestPicker(), ready=lambda: True)
-    secured = credentials(Tls(cert_path=tmp_path, reload=True), now())
-    await server.start(f"{own_address}:9002", credentials=secured)
+    secured = server_context(Tls(cert_path=tmp_path, reload=True), now())
+    await server.start(f"{own_address}:9002", tls=secured)
     try:
         assert await shown(own_address) == first
         (tmp_path / "tls.key").write_bytes(self_signed(now())[1])  # does not fit
@@ -100,4 +100,4 @@ def test_what_can_not_be_used_is_named(
         (tmp_path / "tls.crt").write_bytes(certificate)
     (tmp_path / "tls.key").write_bytes(key)
     with pytest.raises(InvalidCertificate, match=said):
-        credentials(Tls(cert_path=tmp_path), now())
+        server_context(Tls(cert_path=tmp_path), now())

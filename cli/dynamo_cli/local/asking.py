@@ -100,6 +100,11 @@ async def _tcp(action: TcpSocket, address: str) -> Answer:
 
 
 async def _grpc(action: Grpc, address: str) -> Answer:
+    # gRPC takes part in every fork by default: it closes and opens its epoll descriptors around it,
+    # in the parent too, and other threads then wait on numbers that somebody else has got by now.
+    # A fork is only ever followed by exec here. Source: gRPC's doc/fork_support.md.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+
     # Imported here: only graphs with a gRPC probe need it.
     import grpc
     import grpc.aio

@@ -96,7 +96,6 @@ async def _serve(
     await status.start()
     stack.push_async_callback(status.stop)
 
-    # Before gRPC: a fork beside its threads makes it complain.
     envoy = await Envoy.start(
         sockets, concurrency=settings.concurrency, log_level=settings.envoy_log_level
     )

@@ -60,7 +60,7 @@ async def _serve(
     make_picker: Callable[[CollectorRegistry], PoolPicker],
     stack: contextlib.AsyncExitStack,
 ) -> None:
-    credentials = tls.credentials(settings.tls, tls.now())
+    secured = tls.server_context(settings.tls, tls.now())
     registry = CollectorRegistry()
     picker = make_picker(registry)
     status = StatusServer(lifecycle, registry, settings.host, settings.status_port)
@@ -83,7 +83,7 @@ async def _serve(
     health = _address(settings.host, settings.health_port) if settings.health_port else None
     lifecycle.set_not_ready("waiting for the first list of endpoints")
     await server.start(
-        _address(settings.host, settings.grpc_port), health_address=health, credentials=credentials
+        _address(settings.host, settings.grpc_port), health_address=health, tls=secured
     )
     starting = asyncio.create_task(picker.start(lambda endpoints: None))
     stopping = asyncio.create_task(lifecycle.stop_requested.wait())

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Callable
+import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import cast
 
-import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -35,19 +33,34 @@ class InvalidCertificate(Exception):
     """A certificate or key that can't be used; the message names the file."""
 
 
-def credentials(tls: Tls, now: datetime) -> grpc.ServerCredentials | None:
+def server_context(tls: Tls, now: datetime) -> ssl.SSLContext | None:
     """What the port is secured with; None: nothing. Raises ``InvalidCertificate``."""
     if not tls.enabled:
         return None
     if tls.cert_path is None:
-        certificate, key = self_signed(now)
-        return grpc.ssl_server_credentials([(key, certificate)])
+        return _context_of(*self_signed(now))
     source = CertificateFolder(tls.cert_path)
-    if not tls.reload:
-        return grpc.ssl_server_credentials([source.pair])
-    # The stubs don't know that None is an answer: the pair in use stays.
-    replacement = cast("Callable[[], grpc.ServerCertificateConfiguration]", source.replacement)
-    return grpc.dynamic_ssl_server_credentials(source.configuration(), replacement)
+    if tls.reload:
+        source.context.sni_callback = source.refresh
+    return source.context
+
+
+def _context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # RFC 9113 section 9.2
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def _context_of(certificate: bytes, key: bytes) -> ssl.SSLContext:
+    """The same with a pair in PEM, which Python's ssl reads from files only."""
+    context = _context()
+    with tempfile.TemporaryDirectory(prefix="dynamo-epp-") as folder:
+        files = Path(folder, CERTIFICATE), Path(folder, KEY)
+        for file, content in zip(files, (certificate, key), strict=True):
+            file.write_bytes(content)
+        context.load_cert_chain(*files)
+    return context
 
 
 def self_signed(now: datetime) -> tuple[bytes, bytes]:
@@ -86,27 +99,23 @@ class CertificateFolder:
         self._files = (folder / CERTIFICATE, folder / KEY)
         self._problem = ""
         self._version = self._stamp()
-        self.pair = self._read()  # (key, certificate), PEM, as gRPC takes them
+        self.context = self._read()
 
-    def configuration(self) -> grpc.ServerCertificateConfiguration:
-        return grpc.ssl_server_certificate_configuration([self.pair])
-
-    def replacement(self) -> grpc.ServerCertificateConfiguration | None:
-        """The new pair, if the files have changed for the better. gRPC asks at each connection, on
-        a thread of its own."""
+    def refresh(
+        self, connection: ssl.SSLObject | ssl.SSLSocket, _: str | None, __: ssl.SSLContext
+    ) -> None:
+        """Show the pair that is there now; called at each handshake, whatever name it asks for."""
         try:
             version = self._stamp()
-            if version == self._version:
-                return None
-            self.pair = self._read()
+            if version != self._version:
+                self.context = self._read()
+                self._version, self._problem = version, ""
+                log.info("certificate of %s taken into use", self._files[0])
         except InvalidCertificate as error:
             if str(error) != self._problem:
                 log.error("%s; the certificate before it stays in use", error)
             self._problem = str(error)
-            return None
-        self._version, self._problem = version, ""
-        log.info("certificate of %s taken into use", self._files[0])
-        return self.configuration()
+        connection.context = self.context
 
     def _stamp(self) -> tuple[tuple[int, int, int], ...]:
         try:
@@ -115,12 +124,13 @@ class CertificateFolder:
             raise InvalidCertificate(f"{error.filename}: {error.strerror}") from error
         return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats)
 
-    def _read(self) -> tuple[bytes, bytes]:
+    def _read(self) -> ssl.SSLContext:
         certificate, key = self._files
+        context = _context()
         try:
             # With a password, as OpenSSL would ask the terminal for that of an encrypted key.
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
-            return key.read_bytes(), certificate.read_bytes()
+            context.load_cert_chain(certificate, key, password="")
+            return context
         except ssl.SSLError as error:
             raise InvalidCertificate(
                 f"{certificate} and {key.name} are no certificate and its key, both PEM: {error}"

@@ -7,10 +7,9 @@ every name that the field uses is known. The two messages are small enough to be
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable
 
-import grpc
+from dynamo_epp.server.transport import Call, Handler, Status
 
 LIVENESS = "liveness"
 READINESS = ("", "readiness", "envoy.service.ext_proc.v3.ExternalProcessor", "inference-extension")
@@ -19,8 +18,6 @@ READINESS = ("", "readiness", "envoy.service.ext_proc.v3.ExternalProcessor", "in
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = b"\x08\x01", b"\x08\x02", b"\x08\x03"
 
 WATCH_INTERVAL_S = 0.25
-
-Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 def requested_service(data: bytes) -> str | None:
@@ -38,8 +35,6 @@ class Health:
 
     def __init__(self, ready: Callable[[], bool]) -> None:
         self._ready = ready
-        self.ending = False
-        """The server is about to stop: watches end, which would hold it up for ever."""
 
     def status(self, service: str | None) -> bytes:
         if service == LIVENESS:
@@ -48,33 +43,70 @@ class Health:
             return SERVING if self._ready() else NOT_SERVING
         return SERVICE_UNKNOWN
 
-    async def check(self, data: bytes, context: Context) -> bytes:
+    def accept(self, call: Call, path: str) -> Handler | None:
+        """The handler of a call of this service; None if ``path`` is another's."""
+        match path:
+            case "/grpc.health.v1.Health/Check":
+                return _Check(self, call)
+            case "/grpc.health.v1.Health/Watch":
+                return _Watch(self, call)
+        return None
+
+
+class _Check:
+    """One question, one answer."""
+
+    lasting = False
+
+    def __init__(self, health: Health, call: Call) -> None:
+        self._health = health
+        self._call = call
+
+    def message(self, data: bytes) -> None:
         service = requested_service(data)
-        status = self.status(service)
+        status = self._health.status(service)
         if status == SERVICE_UNKNOWN:
             names = ", ".join(repr(name) for name in (*READINESS, LIVENESS))
-            await context.abort(
-                grpc.StatusCode.NOT_FOUND, f"unknown service {service!r}; known: {names}"
-            )
-        return status
+            self._call.finish(Status.NOT_FOUND, f"unknown service {service!r}; known: {names}")
+        self._call.send(status)
+        self._call.finish()
 
-    async def watch(self, data: bytes, context: Context) -> None:
-        """Each change of the status, looked at every ``WATCH_INTERVAL_S`` seconds."""
-        service = requested_service(data)
-        sent = b""
-        while not self.ending:
-            status = self.status(service)
-            if status != sent:
-                await context.write(status)
-                sent = status
-            await asyncio.sleep(WATCH_INTERVAL_S)
+    def half_closed(self) -> None:
+        self._call.finish(Status.INTERNAL, "a health check without a question")
 
-    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
-        check: Callable[[bytes, Any], Awaitable[bytes]] = self.check
-        return grpc.method_handlers_generic_handler(
-            "grpc.health.v1.Health",
-            {
-                "Check": grpc.unary_unary_rpc_method_handler(check),
-                "Watch": grpc.unary_stream_rpc_method_handler(self.watch),
-            },
-        )
+    def broken(self) -> None:
+        pass
+
+
+class _Watch:
+    """Each change of a status, looked at every ``WATCH_INTERVAL_S`` seconds."""
+
+    lasting = True
+
+    def __init__(self, health: Health, call: Call) -> None:
+        self._health = health
+        self._call = call
+        self._service: str | None = ""
+        self._sent = b""
+        self._next: asyncio.TimerHandle | None = None
+
+    def message(self, data: bytes) -> None:
+        self._service = requested_service(data)
+        if self._next is None:
+            self._look()
+
+    def _look(self) -> None:
+        if self._call.finished:
+            return
+        status = self._health.status(self._service)
+        if status != self._sent:
+            self._call.send(status)
+            self._sent = status
+        self._next = asyncio.get_running_loop().call_later(WATCH_INTERVAL_S, self._look)
+
+    def half_closed(self) -> None:
+        pass  # the question was all that the client had to say
+
+    def broken(self) -> None:
+        if self._next is not None:
+            self._next.cancel()

@@ -1,18 +1,16 @@
-"""ext_proc, health and access log over grpc.aio.
+"""ext_proc, health and access log for Envoy.
 
-The shell moves bytes between gRPC and ``Exchange`` and asks the picker. Two promises are kept here
-and nowhere else: Envoy never sees a gRPC error (it would turn one into a bare 500), and each
+The shell moves messages between calls and ``Exchange`` and asks the picker. Two promises are kept
+here and nowhere else: Envoy never sees a gRPC error (it would turn one into a bare 500), and each
 ``Route`` that a picker returned is released exactly once, however the stream ends.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
-
-import grpc
+import ssl
+from collections.abc import Callable
 
 from dynamo_epp.extproc import Exchange, Picker, PickRequest, Refusal, Route, wire
 from dynamo_epp.extproc.messages import REQUEST_ID_HEADER
@@ -20,14 +18,15 @@ from dynamo_epp.requests.errors import error_body
 from dynamo_epp.server import access_log
 from dynamo_epp.server.access_log import AccessEntry
 from dynamo_epp.server.health import Health
+from dynamo_epp.server.transport import Call, Handler, Server
 
 log = logging.getLogger(__name__)
 
+PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
+ACCESS_LOGS = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs"
 MESSAGE_OVERHEAD = 1024 * 1024  # bytes of an ext_proc message besides the body: headers, metadata
 
 PICKER_FAILED = Refusal(500, error_body(500, "the endpoint picker failed"))
-
-Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 class PickerServer:
@@ -56,7 +55,7 @@ class PickerServer:
         self._decision_header = decision_header
         self._served_header = served_header
         self._health = Health(ready)
-        self._servers: list[grpc.aio.Server] = []
+        self._servers: list[Server] = []
         self.streams = 0  # ext_proc streams open at the moment
 
     async def start(
@@ -64,101 +63,108 @@ class PickerServer:
         address: str,
         *,
         health_address: str | None = None,
-        credentials: grpc.ServerCredentials | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> int:
-        """Listen on ``address`` (``host:port`` or ``unix:/path``), with TLS if there are
-        ``credentials``; for health on ``health_address`` too, always in plain text. Returns the
-        port of ``address`` (1 for a unix socket).
+        """Listen on ``address`` (``host:port`` or ``unix:/path``), with TLS if ``tls`` is given;
+        for health on ``health_address`` too, always in plain text. Returns the port of ``address``
+        (1 for a unix socket).
 
         Raises ``OSError`` if an address can't be bound.
         """
-        server = self._server()
-        server.add_generic_rpc_handlers(
-            (
-                grpc.method_handlers_generic_handler(
-                    "envoy.service.ext_proc.v3.ExternalProcessor",
-                    {"Process": grpc.stream_stream_rpc_method_handler(self._process)},
-                ),
-                grpc.method_handlers_generic_handler(
-                    "envoy.service.accesslog.v3.AccessLogService",
-                    {"StreamAccessLogs": grpc.stream_unary_rpc_method_handler(self._access_logs)},
-                ),
-                self._health.handler(),
-            )
-        )
-        port = _bind(server, address, credentials)
+        limit = self._body_limit + MESSAGE_OVERHEAD
+        server = Server(self._accept, message_limit=limit)
+        port = await server.start(address, tls)
         self._servers.append(server)
         if health_address is not None:
-            health = self._server()
-            health.add_generic_rpc_handlers((self._health.handler(),))
-            _bind(health, health_address)
+            health = Server(self._health.accept, message_limit=MESSAGE_OVERHEAD)
+            await health.start(health_address)
             self._servers.append(health)
-        for each in self._servers:
-            await each.start()
         return port
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new streams, let open ones end for ``grace_s`` seconds, then cut them."""
-        self._health.ending = True
         await asyncio.gather(*(server.stop(grace_s) for server in self._servers))
         self._servers = []
 
-    def _server(self) -> grpc.aio.Server:
-        return grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", self._body_limit + MESSAGE_OVERHEAD),
-                ("grpc.max_send_message_length", -1),
-                # Two pickers on one port would each get a part of the traffic, by surprise.
-                ("grpc.so_reuseport", 0),
-                # A held stream is silent for minutes; a proxy that pings meanwhile means no harm.
-                ("grpc.http2.max_ping_strikes", 0),
-                # A burst waits its turn. By default gRPC cancels calls at random once 1,000 have
-                # not been accepted yet, and the client would get an error.
-                ("grpc.server.max_pending_requests", 1_000_000),
-                ("grpc.server.max_pending_requests_hard_limit", 1_000_000),
-            ]
-        )
+    def _accept(self, call: Call, path: str) -> Handler | None:
+        if path == PROCESS:
+            self.streams += 1
+            exchange = Exchange(
+                duplex=self._duplex,
+                body_limit=self._body_limit,
+                decision_header=self._decision_header,
+                served_header=self._served_header,
+            )
+            return _Processing(self._picker, call, exchange, self._ended)
+        if path == ACCESS_LOGS:
+            return _AccessLogs(call, self._on_access)
+        return self._health.accept(call, path)
 
-    async def _process(self, requests: AsyncIterator[bytes], context: Context) -> None:
-        exchange = Exchange(
-            duplex=self._duplex,
-            body_limit=self._body_limit,
-            decision_header=self._decision_header,
-            served_header=self._served_header,
-        )
-        route: Route | None = None
-        answered = False
-        self.streams += 1
+    def _ended(self) -> None:
+        self.streams -= 1
+
+
+class _Processing:
+    """One ext_proc stream: a request and its answer."""
+
+    lasting = False
+
+    def __init__(
+        self, picker: Picker, call: Call, exchange: Exchange, ended: Callable[[], None]
+    ) -> None:
+        self._picker = picker
+        self._call = call
+        self._exchange = exchange
+        self._ended = ended
+        self._over = False
+        self._route: Route | None = None
+        self._answered = False
+        self._picking: asyncio.Task[None] | None = None
+
+    def message(self, data: bytes) -> None:
         try:
-            async for data in requests:
-                items = exchange.feed(data)
-                if not answered and route is not None and route.status:
-                    answered = True
-                    self._tell(self._picker.answered, route)
-                for item in items:
-                    if type(item) is bytes:
-                        await context.write(item)
-                        continue
+            items = self._exchange.feed(data)
+            if not self._answered and self._route is not None and self._route.status:
+                self._answered = True
+                self._tell(self._picker.answered, self._route)
+            for item in items:
+                if type(item) is bytes:
+                    self._call.send(item)
+                else:
                     assert isinstance(item, PickRequest)
-                    outcome = await self._pick(item)
-                    if isinstance(outcome, Route):
-                        route = outcome
-                    for message in exchange.answer(outcome):
-                        await context.write(message)
-                if exchange.closed:
-                    return
+                    self._call.hold()
+                    self._picking = asyncio.create_task(self._pick(item))
         except Exception:
-            # The stream broke under us, or there is a bug. A mere end would let the request go on
-            # without the part of its body that is here; nobody takes the answer of a broken stream.
-            log.exception("an ext_proc stream ended early")
-            with contextlib.suppress(Exception):
-                await context.write(wire.immediate(PICKER_FAILED))
-        finally:
-            self.streams -= 1
-            if route is not None:
-                self._tell(self._picker.released, route)
+            self._fail()
+        if self._exchange.closed:
+            self._end()
 
-    async def _pick(self, request: PickRequest) -> Route | Refusal:
+    def half_closed(self) -> None:
+        self._end()
+
+    def broken(self) -> None:
+        if self._picking is not None and not self._picking.done():
+            self._picking.cancel()  # it ends the stream
+        else:
+            self._end()
+
+    async def _pick(self, request: PickRequest) -> None:
+        try:
+            outcome = await self._outcome(request)
+            if isinstance(outcome, Route):
+                self._route = outcome
+            for message in self._exchange.answer(outcome):
+                self._call.send(message)
+        except asyncio.CancelledError:
+            pass  # the client left
+        except Exception:
+            self._fail()
+        if self._call.finished or self._exchange.closed:
+            self._end()
+        else:
+            self._call.release()
+
+    async def _outcome(self, request: PickRequest) -> Route | Refusal:
         try:
             return await self._picker.pick(request)
         except Exception:
@@ -166,30 +172,50 @@ class PickerServer:
             log.exception("the pick for request %s failed", request_id)
             return PICKER_FAILED
 
+    def _fail(self) -> None:
+        # There is a bug. A mere end would let the request go on without the part of its body that
+        # is here; nobody takes the answer of a broken stream.
+        log.exception("an ext_proc stream ended early")
+        self._call.send(wire.immediate(PICKER_FAILED))
+        self._end()
+
+    def _end(self) -> None:
+        if self._over:
+            return
+        self._over = True
+        self._call.finish()
+        self._ended()
+        if self._route is not None:
+            self._tell(self._picker.released, self._route)
+
     def _tell(self, what: Callable[[Route], None], route: Route) -> None:
         try:
             what(route)
         except Exception:
             log.exception("the picker could not take news of a route")
 
-    async def _access_logs(self, requests: AsyncIterator[bytes], _: Context) -> bytes:
-        async for data in requests:
-            if self._on_access is None:
-                continue
-            for entry in access_log.decode(data):
-                try:
-                    self._on_access(entry)
-                except Exception:
-                    log.exception("an access-log entry was not understood")
-        return b""
 
+class _AccessLogs:
+    """Envoy's access log: one call for as long as Envoy runs."""
 
-def _bind(
-    server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None
-) -> int:
-    try:
-        if credentials is not None:
-            return server.add_secure_port(address, credentials)
-        return server.add_insecure_port(address)
-    except RuntimeError as error:  # grpc's way to say that the address is taken
-        raise OSError(f"can't listen on {address}: {error}") from error
+    lasting = True
+
+    def __init__(self, call: Call, on_access: Callable[[AccessEntry], None] | None) -> None:
+        self._call = call
+        self._on_access = on_access
+
+    def message(self, data: bytes) -> None:
+        if self._on_access is None:
+            return
+        for entry in access_log.decode(data):
+            try:
+                self._on_access(entry)
+            except Exception:
+                log.exception("an access-log entry was not understood")
+
+    def half_closed(self) -> None:
+        self._call.send(b"")
+        self._call.finish()
+
+    def broken(self) -> None:
+        pass
