@@ -863,6 +863,24 @@ async def test_a_prefill_worker_that_is_asked_in_vain_again_and_again_gets_nothi
         assert prefillers == well.hostport
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_a_prefill_that_came_of_it_ends_a_row_of_failures(streamed: bool) -> None:
+    async with world(roles="pd", secret=SECRET) as w:
+        breaker, address = w.worker(0).breaker, (w.worker(0).hostport,)
+        for turn in range(1, 10):
+            w.picker.released(await w.ask(range(8), f"r-{turn}"))
+            w.publishers[1].accepted(f"p-{turn}", 8, 8)
+            if turn == 5:
+                await prefill(w, 0, f"p-{turn}.prefill")
+                if streamed:
+                    w.publishers[1].first_token(f"p-{turn}")
+            failed = () if turn == 5 else address
+            w.publishers[1].finished(f"p-{turn}", prompt_tokens=8, prefillers_failed=failed)
+            await until_over(w, f"p-{turn}")
+        assert breaker.reason == ""
+        assert outcome(w, 9)["prefillers_failed"] == ["w-0"]
+
+
 async def test_a_prefill_worker_that_answers_with_an_error_leaves_the_request_to_the_next() -> None:
     async with world(roles="ppd", secret=SECRET) as w:
         await w.ask(range(8), "r-1")
@@ -877,6 +895,10 @@ async def prefill(w: World, number: int, booking: str, status: int = 200) -> Non
     await w.until(lambda: bool(load.accepted))
     publisher.finished(booking, prompt_tokens=8, status=status)
     await w.until(lambda: not load.accepted)
+
+
+async def until_over(w: World, booking: str) -> None:
+    await w.until(lambda: booking not in w.picker._bookings)
 
 
 def outcome(w: World, turn: int) -> dict[str, Any]:

@@ -223,7 +223,7 @@ class Outcomes:
                 self._circuits.failed(worker, "request", why, now, began=booking.picked_at)
 
     def _prefilled(self, booking: Booking, now: float) -> None:
-        """The answer has begun: the prefill worker that took the request did its part, unless the
+        """There is an answer: the prefill worker that took the request did its part, unless the
         decode worker said otherwise."""
         outcome = booking.entry.outcome
         if booking.prefill is None or self._circuits is None:
@@ -248,6 +248,8 @@ class Outcomes:
             if event.cached_tokens >= 0:
                 entry.outcome["prefill_cached_tokens"] = event.cached_tokens
             return
+        if event.status == 200 and "first_token_s" not in entry.outcome:  # it was not streamed
+            self._prefilled(booking, self._clock())
         used = (event.prompt_tokens, event.completion_tokens)
         if min(used) >= 0:
             self._used(booking, sum(used))
