@@ -15,7 +15,6 @@ import argparse
 import asyncio
 import contextlib
 import itertools
-import json
 import os
 import platform
 import sys
@@ -24,45 +23,20 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import grpc
-import yaml
 from dynamo_epp.frontend import FrontendSettings, bootstrap, write_eds
 from dynamo_epp.frontend.bootstrap import Sockets, dump
 from dynamo_epp.frontend.envoy import Envoy
-from dynamo_runtime.child import Child
 from dynamo_runtime.discovery import Endpoint, write_endpoints
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.epp.processes import LLM_D_PORT, cpu_seconds, gateway, llm_d, ours, process
 from benchmarks.epp.traffic import Outcome, load
 
 PORT = 18000
-PICKER_PORT = 18002
 ENGINES = [f"127.0.41.{number}" for number in range(1, 9)]
 CONNECTIONS = 32
 WARM_UP_S = 1.5
-TICKS = os.sysconf("SC_CLK_TCK")
-
-LLM_D_CONFIG = """
-apiVersion: llm-d.ai/v1alpha1
-kind: EndpointPickerConfig
-plugins:
-- type: file-discovery
-  parameters: {path: @ENDPOINTS@}
-- type: queue-scorer
-- type: kv-cache-utilization-scorer
-- type: prefix-cache-scorer
-- type: max-score-picker
-schedulingProfiles:
-- name: default
-  plugins:
-  - {pluginRef: queue-scorer, weight: 2}
-  - {pluginRef: kv-cache-utilization-scorer, weight: 2}
-  - {pluginRef: prefix-cache-scorer, weight: 3}
-  - {pluginRef: max-score-picker}
-dataLayer:
-  discovery: {pluginRef: file-discovery}
-"""
 
 _numbers = itertools.count(1, 1_000_000)
 
@@ -85,83 +59,15 @@ class Figures:
     envoy_ms: float
 
 
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
-
-
-@contextlib.asynccontextmanager
-async def process(argv: list[str], log: Path, *, until: str) -> AsyncIterator[int]:
-    """Run ``argv`` until the block ends; it is up when it printed ``until``."""
-    up = asyncio.Event()
-    with log.open("a") as out:
-
-        def on_line(line: str) -> None:
-            out.write(line + "\n")
-            if until in line:
-                up.set()
-
-        child = await Child.start(argv, on_line=on_line)
-        ended = asyncio.create_task(child.wait())
-        waiting = asyncio.create_task(up.wait())
-        try:
-            await asyncio.wait({ended, waiting}, timeout=60, return_when=asyncio.FIRST_COMPLETED)
-            if not up.is_set():
-                out.flush()
-                raise SystemExit(f"{argv[:4]} did not start:\n{log.read_text()[-2000:]}")
-            yield child.pid
-        finally:
-            waiting.cancel()
-            await child.stop(3)
-            await ended
-
-
-def ours(module: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", f"benchmarks.epp.{module}", *arguments]
-
-
 @contextlib.asynccontextmanager
 async def picker(subject: Subject, address: str, work: Path) -> AsyncIterator[int]:
-    log = work / f"{subject.kind}.log"
-    if subject.kind != "llm-d":
-        argv = ours("pickers", subject.kind, address, str(work / "endpoints.json"))
-        async with process(argv, log, until="ready") as pid:
+    if subject.kind == "llm-d":
+        async with llm_d(os.environ["LLM_D_EPP"], ENGINES, work) as pid:
             yield pid
         return
-    endpoints = work / "llm-d-endpoints.yaml"
-    listed = [{"name": f"e{n}", "address": host, "port": "8000"} for n, host in enumerate(ENGINES)]
-    endpoints.write_text(yaml.safe_dump({"endpoints": listed}))
-    config = work / "llm-d.yaml"
-    config.write_text(LLM_D_CONFIG.replace("@ENDPOINTS@", str(endpoints)))
-    argv = [
-        os.environ["LLM_D_EPP"],
-        *("--config-file", str(config), "--pool-name", "bench"),
-        *("--grpc-port", str(PICKER_PORT), "--grpc-health-port", str(PICKER_PORT + 1)),
-        *("--metrics-port", str(PICKER_PORT + 2), "--metrics-endpoint-auth=false"),
-        *("--secure-serving=false", "--tracing=false", "--allow-experimental-plugins"),
-        *("--enable-pprof=false", "--zap-log-level=info"),
-    ]
-    async with process(argv, log, until="") as pid:
-        async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(60):
-            await channel.channel_ready()
+    argv = ours("pickers", subject.kind, address, str(work / "endpoints.json"))
+    async with process(argv, work / f"{subject.kind}.log", until="ready") as pid:
         yield pid
-
-
-def gateway(subject: Subject, sockets: Sockets, address: str) -> str:
-    host, _, port = address.rpartition(":")
-
-    def tcp(host: str, port: int) -> str:
-        return json.dumps({"socket_address": {"address": host, "port_value": port}})
-
-    text = Path(__file__).with_name("gateway.yaml").read_text()
-    for name, value in {
-        "@ADMIN@": json.dumps({"pipe": {"path": str(sockets.admin)}}),
-        "@LISTEN@": tcp(subject.host, PORT),
-        "@PICKER@": tcp(host, int(port)),
-        "@RESPONSE_BODY_MODE@": "FULL_DUPLEX_STREAMED",
-    }.items():
-        text = text.replace(name, value)
-    return json.dumps(yaml.safe_load(text))
 
 
 def frontend(subject: Subject, sockets: Sockets) -> str:
@@ -184,9 +90,9 @@ async def running(subject: Subject, work: Path) -> AsyncIterator[tuple[int, int]
             sockets.bootstrap.write_text(frontend(subject, sockets))
         else:
             # llm-d's picker listens on every address: each other one has a port of its own.
-            port = PICKER_PORT + (0 if subject.kind == "llm-d" else int(subject.host[-1]) + 10)
+            port = LLM_D_PORT + (0 if subject.kind == "llm-d" else int(subject.host[-1]) + 10)
             address = f"127.0.0.1:{port}"
-            sockets.bootstrap.write_text(gateway(subject, sockets, address))
+            sockets.bootstrap.write_text(gateway((subject.host, PORT), sockets, address))
         async with picker(subject, address, work) as pid:
             envoy = await Envoy.start(sockets, concurrency=1, log_level="error")
             try:

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import dynamo_workers.tiny
+import numpy as np
 import uvloop
 from aiohttp import web
 from dynamo_epp.requests import parse
@@ -41,6 +42,7 @@ class Engine:
         self.address = address
         self.files = files
         self.tokenizer = tokenizer
+        self.cached: set[int] = set()
         digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         self.publisher = WorkerPublisher(
             f"tcp://{address}:5557",
@@ -88,7 +90,11 @@ class Engine:
             (ids,) = self.tokenizer.tokenize(parsed.prompt)
             tokens = len(ids)
             publisher.accepted(booking, tokens, 0)
-            publisher.store(block_keys(ids, BLOCK_SIZE, seed=model_seed(MODEL)))
+            keys = block_keys(ids, BLOCK_SIZE, seed=model_seed(MODEL))
+            new = [key for key in keys.tolist() if key not in self.cached]
+            if new:
+                self.cached.update(new)
+                publisher.store(np.array(new, dtype=keys.dtype))
             publisher.first_token(booking)
         stream = b'"stream": true' in body
         parts = answer_parts(body, stream)

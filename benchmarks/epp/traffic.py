@@ -7,16 +7,23 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 
-SYSTEM = "You are a helpful assistant. " * 16
+SENTENCE = "You are a helpful assistant. "
+SMALL = 600
+"""Bytes of a body."""
+PREFIXES = 8
+"""Different beginnings of larger bodies."""
 CHUNKS = 100
 CHUNK_EVERY_S = 0.005
 MODEL = "bench"
 
 
-def request_body(number: int, stream: bool) -> bytes:
-    """A chat of some 600 bytes with a prefix that all requests share."""
+def request_body(number: int, stream: bool, size: int = SMALL) -> bytes:
+    """A chat of some ``size`` bytes whose beginning many requests share."""
+    said = SENTENCE * ((size - 116) // len(SENTENCE))
+    if size > SMALL:
+        said = f"{number % PREFIXES} {said}"
     messages = [
-        {"role": "system", "content": SYSTEM},
+        {"role": "system", "content": said},
         {"role": "user", "content": f"request {number}"},
     ]
     return json.dumps({"model": MODEL, "messages": messages, "stream": stream}).encode()
@@ -42,10 +49,18 @@ def answer_parts(body: bytes, stream: bool) -> list[bytes]:
 class Outcome:
     answered: int = 0
     wrong: list[str] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)  # seconds to the last byte, each answer
 
 
 async def load(
-    host: str, port: int, *, stream: bool, connections: int, seconds: float, first: int = 0
+    host: str,
+    port: int,
+    *,
+    stream: bool,
+    connections: int,
+    seconds: float,
+    first: int = 0,
+    size: int = SMALL,
 ) -> Outcome:
     """Closed loop over kept-alive HTTP/1.1 connections; every answer is compared."""
     outcome = Outcome()
@@ -57,7 +72,8 @@ async def load(
         reader, writer = await asyncio.open_connection(host, port)
         try:
             while loop.time() < end:
-                body = request_body(next(numbers), stream)
+                body = request_body(next(numbers), stream, size)
+                began = loop.time()
                 writer.write(
                     b"POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\n"
                     b"content-type: application/json\r\ncontent-length: %d\r\n\r\n"
@@ -65,6 +81,7 @@ async def load(
                     + body
                 )
                 status, got = await _response(reader)
+                outcome.times.append(loop.time() - began)
                 outcome.answered += 1
                 if status != 200:
                     outcome.wrong.append(f"status {status}: {got[:200]!r}")
