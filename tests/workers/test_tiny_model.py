@@ -7,7 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dynamo_workers.tiny import SPECIAL_TOKENS, TOKENIZER_FOLDER, is_tiny_model, write_model
+from dynamo_workers.tiny import (
+    SPECIAL_TOKENS,
+    TOKENIZER_FOLDER,
+    is_tiny_model,
+    write_adapter,
+    write_model,
+)
 from dynamo_workers.tiny.model import to_bfloat16
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,6 +47,16 @@ def test_special_tokens_split_texts_exactly(
 
     whole = encode(left + token + right)
     assert whole == [*encode(left), SPECIAL_TOKENS.index(token), *encode(right)]
+
+
+def test_adapters_are_the_same_each_time_and_differ_by_seed(tmp_path: Path):
+    for name, seed in {"a": 3, "b": 3, "c": 4}.items():
+        write_adapter(tmp_path / name, seed=seed)
+    read = {
+        name: [path.read_bytes() for path in sorted((tmp_path / name).iterdir())] for name in "abc"
+    }
+    assert read["a"] == read["b"] != read["c"]
+    assert is_tiny_model(tmp_path / "a")
 
 
 def test_model_folder_is_complete_and_the_same_each_time(tmp_path: Path):

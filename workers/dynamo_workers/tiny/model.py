@@ -28,12 +28,15 @@ MADE_BY = "dynamo model tiny"
 
 
 def is_tiny_model(folder: Path) -> bool:
-    """Whether `folder` holds a model that `write_model` wrote."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("made_by") == MADE_BY
+    """Whether `folder` holds a model, or an adapter for it, that this package wrote."""
+    for name in ("config.json", "adapter_config.json"):
+        try:
+            config = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(config, dict) and config.get("made_by") == MADE_BY:
+            return True
+    return False
 
 
 def write_model(out: Path, *, seed: int = 0) -> None:
