@@ -79,6 +79,9 @@ class Picker:
                     self.events.append(event)
         self.changed.set()
 
+    def on_doubt(self, worker: str, reason: str) -> None:
+        pass
+
     def on_lost(self, worker: str, reason: str) -> None:
         self.lost.append(reason)
         self.changed.set()

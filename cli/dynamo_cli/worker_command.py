@@ -23,7 +23,8 @@ def sim(args: Arguments = None) -> None:
     It takes vLLM's flags. Addresses, names and limits come from the environment, as a pod
     sets them: POD_NAME, DYN_HTTP_HOST, DYN_HTTP_PORT (8000), DYN_SYSTEM_HOST, DYN_SYSTEM_PORT
     (9090), DYN_STREAM_PORT (5557), DYN_READY_WITHOUT_PICKER_SECONDS (60), DYN_DRAIN_SECONDS
-    (300), DYN_DRAIN_QUIET_SECONDS (1), DYN_STOP_SECONDS (15), DYN_LOG_LEVEL (INFO).
+    (300), DYN_DRAIN_QUIET_SECONDS (1), DYN_STOP_SECONDS (15), DYN_HUNG_SECONDS (60),
+    DYN_LOG_LEVEL (INFO).
 
     Examples:
 

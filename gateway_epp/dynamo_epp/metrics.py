@@ -8,6 +8,7 @@ client wrote, and of those at most ``MAX_MODELS``.
 
 from __future__ import annotations
 
+from dynamo_kv_router.load import STALE_S
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -149,6 +150,12 @@ class PickerMetrics:
             ("state",),
             registry=registry,
         )
+        self.without_figures = Gauge(
+            "dynamo_epp_workers_without_figures",
+            f"Ready workers that told no load figures for {STALE_S:g} s, or never: their load is "
+            "what is known of their requests.",
+            registry=registry,
+        )
         self.cached_blocks = Gauge(
             "dynamo_epp_index_blocks",
             "Blocks in the prefix index, summed over workers.",
@@ -175,7 +182,7 @@ class PickerMetrics:
         self.circuit_openings = Counter(
             "dynamo_epp_circuit_openings",
             "Circuits that opened, by cause: failures in-a-row, ratio of failures, probe that "
-            "failed.",
+            "failed, silent (nothing is heard of the worker).",
             ("cause",),
             registry=registry,
         )

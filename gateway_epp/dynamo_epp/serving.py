@@ -404,9 +404,17 @@ class ServingKvPicker:
 
     def _follow(self, pool: Pool, worker: Worker) -> Follower:
         if worker.stock:
-            return StockFollower(pool, worker, self._session, on_asked=self._on_asked)
+            return StockFollower(
+                pool, worker, self._session, on_asked=self._on_asked, on_pulse=self._on_pulse
+            )
         return StreamFollower(
-            pool, worker, self._picker, subscriber=self._replica, clock=time.monotonic
+            pool,
+            worker,
+            self._picker,
+            session=self._session,
+            subscriber=self._replica,
+            clock=time.monotonic,
+            on_pulse=self._on_pulse,
         )
 
     def _on_asked(self, worker: Worker, problem: str) -> None:
@@ -415,6 +423,13 @@ class ServingKvPicker:
             self._circuits.failed(worker, "scrape", problem, now)
         elif not problem:
             self._circuits.succeeded(worker, "scrape", now)
+
+    def _on_pulse(self, worker: Worker, silence: str) -> None:
+        now = time.monotonic()
+        if silence and worker.endpoint.ready:
+            self._circuits.silent(worker, silence, now)
+        elif not silence:
+            self._circuits.heard(worker, now)
 
     # --- frontend.ServingPicker
 
@@ -479,14 +494,17 @@ class ServingKvPicker:
         metrics = self._metrics
         while True:
             states = dict.fromkeys(metrics.WORKER_STATES, 0)
+            now, unknown = time.monotonic(), 0
             for worker in self._pool.workers.values():
                 states[worker.state()] += 1
+                unknown += worker.endpoint.ready and not worker.load.told_lately(now)
+            metrics.without_figures.set(unknown)
             for state, count in states.items():
                 metrics.workers.labels(state).set(count)
             blocks = sum(map(self._pool.cached_blocks, self._pool.workers.values()))
             metrics.cached_blocks.set(blocks)
             self._pool_metrics.observe(self._pool.workers.values())
-            circuits = self._circuits.states(time.monotonic())
+            circuits = self._circuits.states(now)
             for state in metrics.CIRCUIT_STATES:
                 metrics.circuits.labels(state).set(circuits[state])
             self._gate.learn()

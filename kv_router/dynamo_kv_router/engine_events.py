@@ -7,7 +7,8 @@ an older positional array that starts with the tag. Both are read; unknown field
 passed over and counted.
 
 PUB drops what a slow or late subscriber misses. ``EngineEventSource`` notices that by the numbers,
-asks for a replay, and says so where even that leaves a hole.
+asks for a replay, and says so where even that leaves a hole. A last message that is lost has no
+successor to tell by its number: an engine that turns quiet is asked whether that was all.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ Hash = int | bytes
 END_OF_REPLAY = b"\xff" * 8
 REPLAY_TIMEOUT_S = 5.0
 QUIET_S = 1.0
+"""An engine from which nothing came for so long is asked for what was perhaps lost…"""
+IDLE_S = 5.0
+"""…and again each time that so much more has gone by in silence."""
 
 
 class Undecodable(ValueError):
@@ -90,6 +94,12 @@ class Caught:
 
 
 @dataclass(frozen=True, slots=True)
+class Gap:
+    """Batches are missing and being asked for. What comes of it follows at once: the batches, or
+    ``Missed`` or ``Restarted``, and then the batch that showed the gap, if one did."""
+
+
+@dataclass(frozen=True, slots=True)
 class Missed:
     """Batches ``first`` to ``last`` are lost for good: what is known of the cache may be wrong."""
 
@@ -97,7 +107,7 @@ class Missed:
     last: int
 
 
-Item = EngineBatch | Restarted | Caught | Missed
+Item = EngineBatch | Restarted | Caught | Gap | Missed
 
 # Positional order of the older encoding.
 _STORED = (
@@ -184,9 +194,12 @@ class EngineEventSource:
 
     ``endpoint`` and ``replay_endpoint`` are ZeroMQ addresses to connect to; nothing needs to listen
     there yet. Iterating gives batches in order without gaps or repeats, ``Restarted`` before the
-    first batch of an engine that began anew, and ``Missed`` where batches are lost. ``Caught``
-    comes once an engine's replay has told all of its past that it still has; without a replay
-    socket the past is known only from the number of the first batch.
+    first batch of an engine that began anew, and ``Missed`` where batches are lost; ``Gap`` comes
+    before the replay is asked for some. ``Caught`` comes once an engine's replay has told all of
+    its past that it still has; without a replay socket the past is known only from the number of
+    the first batch. Where there is one, an engine that is quiet for ``quiet_s`` is asked for what
+    came after its last batch, and then each ``idle_s``: also one that began anew and has said
+    nothing yet is known by that.
     """
 
     def __init__(
@@ -196,11 +209,15 @@ class EngineEventSource:
         *,
         topic: str = "",
         replay_timeout_s: float = REPLAY_TIMEOUT_S,
+        quiet_s: float = QUIET_S,
+        idle_s: float = IDLE_S,
     ) -> None:
         self._endpoint = endpoint
         self._replay_endpoint = replay_endpoint
         self._topic = topic.encode()
         self._timeout_s = replay_timeout_s
+        self._quiet_s = quiet_s
+        self._idle_s = idle_s
         self._next = 0  # number of the batch that should come
         self._last = b""  # payload of the one before
         self.undecodable = 0
@@ -225,7 +242,15 @@ class EngineEventSource:
                         yield item
                 if replayed is not None:
                     yield Caught()
+            wait_s = self._quiet_s
             while True:
+                # Not a timeout around the reception: cancelled, that can lose a message.
+                if self._replay_endpoint is not None and not await socket.poll(wait_s * 1e3):
+                    wait_s = self._idle_s
+                    async for item in self._unheard():
+                        yield item
+                    continue
+                wait_s = self._quiet_s
                 frames = await socket.recv_multipart()
                 if len(frames) != 3:
                     self.undecodable += 1
@@ -246,21 +271,44 @@ class EngineEventSource:
             self._next = 0
         if seq > self._next:
             self.gaps += 1
-            async for item in self._fill(seq):
+            if self._replay_endpoint is not None:
+                yield Gap()
+            async for item in self._fill(await self._replay(self._start), seq):
                 yield item
         for item in self._take(seq, payload):
             yield item
 
-    async def _fill(self, until: int) -> AsyncIterator[Item]:
-        """What was said between the last batch and batch ``until``, as far as it can be had."""
-        # From the last one on: if that is not what we have, another engine has counted past us.
-        start = max(self._next - 1, 0)
-        replayed = await self._replay(start) or []
+    async def _unheard(self) -> AsyncIterator[Item]:
+        """What a quiet engine has said that did not arrive here."""
+        replayed = await self._replay(self._start)
+        if replayed is None:
+            return  # it does not answer; whoever asks it other things will know that
+        if self._next and not replayed:
+            yield Restarted()  # it does not have what it said last, nor anything since
+            self._next = 0
+            replayed = await self._replay(0)
+        if replayed and replayed != [(self._next - 1, self._last)]:
+            self.gaps += 1
+            yield Gap()
+            async for item in self._fill(replayed, replayed[-1][0] + 1):
+                yield item
+
+    @property
+    def _start(self) -> int:
+        """The last batch that came: if an engine has another one of its number, it is another
+        engine, which has counted past us."""
+        return max(self._next - 1, 0)
+
+    async def _fill(
+        self, replayed: list[tuple[int, bytes]] | None, until: int
+    ) -> AsyncIterator[Item]:
+        """The batches before ``until`` out of the replay from ``_start`` on."""
+        start = self._start
         if self._next and replayed and replayed[0][0] == start and replayed[0][1] != self._last:
             yield Restarted()
             self._next = 0
-            replayed = await self._replay(0) or []
-        for number, payload in replayed:
+            replayed = await self._replay(0)
+        for number, payload in replayed or ():
             if self._next <= number < until:
                 for item in self._take(number, payload):
                     yield item

@@ -90,9 +90,19 @@ class WorkerLoad:
         self.in_hand_then = self.active_requests()
 
     def forget_figures(self) -> None:
-        """The engine tells none any more. (One that can't be asked leaves its last to grow old.)"""
+        """The engine tells none any more."""
         self.figures, self.observed_at, self.in_hand_then = UNTOLD, None, 0.0
         self.waiting = self.kv_blocks_used = self.others_requests = self.others_blocks = 0
+
+    def told_lately(self, now: float) -> bool:
+        """Whether the engine's figures may be believed."""
+        return self.observed_at is not None and now - self.observed_at <= STALE_S
+
+    def grow_old(self, now: float) -> None:
+        """The engine can't be asked at the moment. What it told last is believed for ``STALE_S``;
+        then what other pickers had sent there by that time has probably ended."""
+        if not self.told_lately(now):
+            self.others_requests = self.others_blocks = 0
 
     def _blocks(self, tokens: int) -> int:
         return -(-max(tokens, 0) // self.block_size)

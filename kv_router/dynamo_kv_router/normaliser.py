@@ -15,6 +15,7 @@ from dynamo_kv_router.engine_events import (
     BlockRemoved,
     BlockStored,
     Caught,
+    Gap,
     Hash,
     Item,
     Missed,
@@ -74,6 +75,7 @@ class Normaliser:
         self._orphans: set[Hash] = set()  # held, but with a parent that was never announced
         self._group: int | None = None  # the first that is said to be of full attention
         self._missed = False  # events are lost since the cache was last known empty
+        self._gap = False  # events are missing at the moment, and being asked for
         self.unchained = 0  # blocks that could not be given a key
         self.ignored = 0  # blocks in other tiers or other cache groups
         self.problem = ""  # why events can't be used at all; "" if they can
@@ -81,7 +83,7 @@ class Normaliser:
     @property
     def exact(self) -> bool:
         """Everything the engine caches has its key, and nothing else has."""
-        return not (self._orphans or self._missed or self.problem)
+        return not (self._orphans or self._missed or self._gap or self.problem)
 
     @property
     def why_not_exact(self) -> str:
@@ -90,6 +92,8 @@ class Normaliser:
             return self.problem
         if self._missed:
             return "some of the engine's events are lost"
+        if self._gap:
+            return "some of the engine's events are missing, and asked for"
         if self._orphans:
             return f"{len(self._orphans)} cached blocks follow blocks that were never announced"
         return ""
@@ -101,13 +105,14 @@ class Normaliser:
     def apply(self, item: Item) -> Changes:
         """Take in what the source gave; return what changed."""
         changes = Changes()
+        self._gap = isinstance(item, Gap)
         if isinstance(item, Restarted):
             self._clear(changes)
         elif isinstance(item, Missed):
             # Removals may be among the lost: a key too many misleads, a key too few costs little.
             self._clear(changes)
             self._missed = True
-        elif not isinstance(item, Caught):
+        elif not isinstance(item, Caught | Gap):
             for event in item.events:
                 if isinstance(event, BlockStored):
                     self._store(event, changes)

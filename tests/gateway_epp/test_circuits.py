@@ -154,6 +154,43 @@ def test_scrapes_count_by_themselves_and_close_what_they_opened() -> None:
     assert by_requests.state(7.0) is State.HALF_OPEN
 
 
+def test_a_silent_endpoint_gets_nothing_until_it_is_heard_of_and_no_probe() -> None:
+    workers = [worker(n) for n in range(2)]
+    openings: list[str] = []
+    circuits = Circuits(SETTINGS, lambda: workers, RNG, openings.append)
+    for now in (3.0, 4.0, 5.0):
+        circuits.silent(workers[0], "nothing heard for 3 s, and no answer within 3 s", now)
+    assert openings == ["silent"]
+    reason = "circuit open: nothing heard for 3 s, and no answer within 3 s"
+    circuits.apply(1e6)
+    assert (workers[0].circuit, workers[1].circuit) == (reason, "")
+    circuits.heard(workers[0], 1e6)
+    assert workers[0].circuit == ""
+    assert circuits.states(1e6) == {"closed": 2}
+
+
+def test_an_answer_is_a_sign_of_life_and_a_failed_circuit_stays_open_behind_a_silence() -> None:
+    breaker = opened()
+    breaker.silent("timeout", 1.0)
+    assert breaker.blocks(100.0) == "circuit open: timeout"
+    assert breaker.heard()
+    assert breaker.blocks(1.0) == "circuit open: 5 failures in a row (503)"
+    assert breaker.blocks(100.0) == ""  # half-open: it would be the probe
+    workers = [worker(n) for n in range(2)]
+    circuits = Circuits(SETTINGS, lambda: workers, RNG)
+    circuits.silent(workers[0], "timeout", 1.0)
+    circuits.succeeded(workers[0], "request", 2.0)
+    assert workers[0].circuit == ""
+
+
+def test_when_nobody_is_heard_of_it_is_the_picker_that_hears_nothing() -> None:
+    workers = [worker(n) for n in range(4)]
+    circuits = Circuits(SETTINGS, lambda: workers, RNG)
+    for each in workers:
+        circuits.silent(each, "timeout", 1.0)
+    assert [bool(w.circuit) for w in workers] == [True, True, False, False]
+
+
 @given(
     st.lists(
         st.tuples(
@@ -266,6 +303,7 @@ def test_switched_off_nothing_opens() -> None:
     circuits = Circuits(replace(SETTINGS, enabled=False), lambda: workers, RNG)
     for _ in range(50):
         circuits.failed(workers[0], "request", "503", 0.0)
+    circuits.silent(workers[0], "timeout", 0.0)
     assert circuits.states(0.0) == {"closed": 2}
 
 

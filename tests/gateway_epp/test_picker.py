@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import aiohttp
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -179,6 +180,7 @@ async def world(
         for n, publisher in enumerate(publishers)
     ]
     source, tokens, journal = Snapshots(), WordTokens(), Journal(capacity=100)
+    session = aiohttp.ClientSession()
     registry = CollectorRegistry()
     time = Time()
     given = given_config(None, config)
@@ -187,7 +189,7 @@ async def world(
         # The publishers are all on 127.0.0.1; the addresses of the engines differ.
         stream = replace(worker.endpoint, address="127.0.0.1")
         real, worker.endpoint = worker.endpoint, stream
-        follower = StreamFollower(pool, worker, picker, subscriber="p", clock=time)
+        follower = StreamFollower(pool, worker, picker, session=session, subscriber="p", clock=time)
         worker.endpoint = real
         return follower
 
@@ -220,6 +222,7 @@ async def world(
         yield World(picker, pool, source, publishers, endpoints, tokens, journal, registry, time)
     finally:
         await pool.stop()
+        await session.close()
         for publisher in publishers:
             await publisher.stop()
 

@@ -15,6 +15,7 @@ from dynamo_kv_router.engine_events import (
     Caught,
     EngineBatch,
     EngineEventSource,
+    Gap,
     Item,
     Missed,
     Restarted,
@@ -35,6 +36,7 @@ class FakeEngine:
         self.seq = 0
         self.buffer: list[tuple[int, bytes]] = []
         self.replays = 0
+        self.asked: asyncio.Queue[int] = asyncio.Queue()  # from where on
         self._tasks: list[asyncio.Task] = []
 
     async def start(self) -> None:
@@ -56,6 +58,7 @@ class FakeEngine:
         while True:
             client, _, start = await self._router.recv_multipart()
             self.replays += 1
+            self.asked.put_nowait(int.from_bytes(start, "big"))
             topic = [self.topic] if self.topic_in_replay else []
             for seq, payload in self.buffer:
                 if seq >= int.from_bytes(start, "big"):
@@ -104,6 +107,10 @@ class Listener:
     async def run(self) -> None:
         async for item in self.source.batches():
             self._items.put_nowait(item)
+
+    @property
+    def waiting(self) -> int:
+        return self._items.qsize()
 
     async def take(self, count: int) -> list[object]:
         """The next items; a batch is shown as (number, mark)."""
@@ -155,7 +162,7 @@ async def test_a_gap_is_filled(tmp_path):
         await engine.say(101, lost=True)
         await engine.say(102, lost=True)
         await engine.say(103)
-        assert await listener.take(4) == [(0, 100), (1, 101), (2, 102), (3, 103)]
+        assert await listener.take(5) == [(0, 100), Gap(), (1, 101), (2, 102), (3, 103)]
         assert listener.source.gaps == 1
 
 
@@ -169,7 +176,7 @@ async def test_what_the_replay_has_no_more_is_missed(tmp_path):
             for mark in range(5, 9):
                 await engine.say(mark, lost=True)
             await engine.say(9)
-            assert await listener.take(3) == [Missed(5, 7), (8, 8), (9, 9)]
+            assert await listener.take(4) == [Gap(), Missed(5, 7), (8, 8), (9, 9)]
 
 
 async def test_without_replay_a_gap_is_missed(tmp_path):
@@ -217,8 +224,56 @@ async def test_an_engine_that_began_anew_unheard(tmp_path, unheard):
                 await again.say(50 + mark, lost=True)
             await again.say(90)
             expected = [(mark, 50 + mark) for mark in range(unheard)]
-            assert await listener.take(unheard + 2) == [Restarted(), *expected, (unheard, 90)]
+            shown = [item for item in await listener.take(unheard + 3) if item != Gap()]
+            assert shown == [Restarted(), *expected, (unheard, 90)]
         await engine.start()
+
+
+async def test_a_lost_last_batch_is_asked_for_once_the_engine_is_quiet(tmp_path):
+    async with running(tmp_path) as engine, listening(engine, quiet_s=0.05) as listener:
+        await engine.subscribed()
+        assert await listener.take(1) == [Caught()]
+        await engine.say(100)
+        assert await listener.take(1) == [(0, 100)]
+        await engine.say(101, lost=True)
+        await engine.say(102, lost=True)
+        assert await listener.take(3) == [Gap(), (1, 101), (2, 102)]
+        await engine.say(103)
+        assert await listener.take(1) == [(3, 103)]
+
+
+@pytest.mark.parametrize("said", [0, 1, 3, 5])
+async def test_an_engine_that_began_anew_is_known_before_it_is_heard(tmp_path, said):
+    """Whether it has said nothing yet, less than the old one, as much, or more."""
+    times = {"quiet_s": 0.05, "idle_s": 0.05, "replay_timeout_s": 0.2}
+    async with running(tmp_path) as engine, listening(engine, **times) as listener:
+        await engine.subscribed()
+        assert await listener.take(1) == [Caught()]
+        for mark in range(3):
+            await engine.say(mark)
+        assert await listener.take(3) == [(0, 0), (1, 1), (2, 2)]
+        await engine.stop()
+        async with running(tmp_path) as again:
+            for mark in range(said):
+                await again.say(50 + mark, lost=True)
+            shown: list[object] = []
+            while len(shown) < 1 + said:
+                shown += [item for item in await listener.take(1) if item != Gap()]
+            assert shown == [Restarted(), *((mark, 50 + mark) for mark in range(said))]
+        await engine.start()
+
+
+async def test_a_quiet_engine_that_has_said_all_is_left_in_peace(tmp_path):
+    times = {"quiet_s": 0.02, "idle_s": 0.02}
+    async with running(tmp_path) as engine, listening(engine, **times) as listener:
+        await engine.subscribed()
+        assert await listener.take(1) == [Caught()]
+        await engine.say(100)
+        assert await listener.take(1) == [(0, 100)]
+        async with asyncio.timeout(10):
+            assert [await engine.asked.get() for _ in range(4)] == [0, 0, 0, 0]
+        assert listener.waiting == 0
+        assert listener.source.gaps == 0
 
 
 async def test_an_unreadable_batch_is_a_missed_one(tmp_path):

@@ -13,6 +13,7 @@ from dynamo_kv_router.engine_events import (
     BlockStored,
     Caught,
     EngineBatch,
+    Gap,
     Missed,
     Restarted,
     Undecodable,
@@ -310,6 +311,17 @@ def test_what_cannot_be_chained_is_not_guessed(event):
     assert not normaliser.apply(batch(event))
     assert not normaliser.exact
     normaliser.apply(batch(removed(1)))
+    assert normaliser.exact
+
+
+def test_a_gap_is_inexact_until_it_is_filled():
+    normaliser = Normaliser(BLOCK, seed_for)
+    normaliser.apply(batch(stored([1] * BLOCK, [1])))
+    assert not normaliser.apply(Gap())
+    assert not normaliser.exact
+    assert normaliser.why_not_exact == "some of the engine's events are missing, and asked for"
+    assert len(normaliser.cached()) == 1
+    normaliser.apply(batch(stored([2] * BLOCK, [2])))
     assert normaliser.exact
 
 

@@ -31,6 +31,7 @@ from dynamo_kv_router.stream.format import (
 )
 from dynamo_kv_router.stream.session import (
     Apply,
+    Doubt,
     Lost,
     PublisherSession,
     Replace,
@@ -68,6 +69,7 @@ class Picker:
         self.bookings: dict[str, InFlight] = {}
         self.info: WorkerInfo | None = None
         self.has_view = False
+        self.doubted = False
         self.subscriptions: list[bytes] = []
         self.upstream: deque[bytes] = deque()
         self.connections: list[deque[tuple[bytes, bytes]]] = [deque()]  # the last is the current
@@ -83,17 +85,21 @@ class Picker:
                     self.subscriptions.remove(topic)
                     self.upstream.append(b"\x00" + topic)
                 case Replace(snapshot):
-                    self.has_view = True
+                    self.has_view, self.doubted = True, False
                     self.index.clear(WORKER)
                     self.index.store(WORKER, unpack_keys(snapshot.keys))
                     self.bookings = {b.booking: b for b in snapshot.bookings}
                     self.info = snapshot.info
                 case Apply(events):
                     assert self.has_view
+                    assert not self.doubted
                     for event in events:
                         self.apply(event)
+                case Doubt():
+                    assert self.has_view
+                    self.doubted = True
                 case Lost():
-                    self.has_view = False
+                    self.has_view = self.doubted = False
                     self.index.clear(WORKER)
                     self.bookings = {}
 
@@ -331,7 +337,8 @@ def test_a_gap_asks_under_a_fresh_topic_and_keeps_the_view():
     publisher.store([2])
     actions = session.feed(*publisher.flush(1.0, 1.0), 1.0)
     match actions:
-        case [Subscribe(fresh), Unsubscribe(old)]:
+        case [Doubt(reason), Subscribe(fresh), Unsubscribe(old)]:
+            assert reason == "1 of its messages did not arrive"
             assert fresh != old
         case _:
             pytest.fail(f"{actions}")

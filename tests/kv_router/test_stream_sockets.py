@@ -93,6 +93,9 @@ class View:
                     self.info = info
         self._changed.set()
 
+    def on_doubt(self, worker: str, reason: str) -> None:
+        pass
+
     def on_lost(self, worker: str, reason: str) -> None:
         self.keys = None
         self.bookings = {}

@@ -80,6 +80,9 @@ class View:
                     self.requests.append(event)
         self._changed.set()
 
+    def on_doubt(self, worker: str, reason: str) -> None:
+        pass
+
     def on_lost(self, worker: str, reason: str) -> None:
         self.lost.append(reason)
         self._changed.set()
@@ -379,6 +382,20 @@ async def test_it_waits_for_a_picker_and_its_stop_lets_streams_finish(
     assert (await view.finished("p-1")).status == 200
     assert await pod.ended() == 0
     assert list(pod.folder.glob("dyn-*")) == []
+
+
+async def test_an_engine_that_hangs_for_long_is_killed(start: StartPod) -> None:
+    """What waits in it is cut, so that whoever sent it can send it elsewhere."""
+    pod = await start(
+        DYN_HEALTH_TIMEOUT_SECONDS="0.2", DYN_HUNG_SECONDS="1", DYN_READY_WITHOUT_PICKER_SECONDS="0"
+    )
+    await pod.until_ready()
+    asking = asyncio.create_task(pod.chat("p-1;tokens=500;cached=0", max_tokens=2000))
+    os.kill(pod.engine_pid(), signal.SIGSTOP)
+    await pod.said("it hangs: no answer to a check for 1 s")
+    assert await pod.ended() == 1
+    with pytest.raises(aiohttp.ClientError):
+        await asking
 
 
 async def test_a_slow_engine_a_frozen_one_and_a_drain_that_takes_too_long(

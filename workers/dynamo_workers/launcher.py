@@ -56,6 +56,10 @@ TAIL_LINES = 40  # of the engine's output, repeated when it dies
 UNIX_PATH_BYTES = 107  # a unix socket's address has no room for more
 
 
+class EngineHung(Exception):
+    """An engine runs and does nothing."""
+
+
 async def run_launcher(
     engine: Engine, settings: Settings, lifecycle: Lifecycle, *, adopt_orphans: bool = False
 ) -> int:
@@ -171,9 +175,10 @@ class Launcher:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if not stop.done() and serving.done() and not ended.done():
                 error = _cause(serving)
-                expected = isinstance(error, EngineUnclear | OSError)
+                expected = isinstance(error, EngineUnclear | EngineHung | OSError)
                 log.error("the worker can't go on: %s", error, exc_info=None if expected else error)
-                await child.stop(self._settings.stop_grace_s)
+                hung = isinstance(error, EngineHung)
+                await child.stop(0.0 if hung else self._settings.stop_grace_s)
                 return 1
             if ended.done():
                 return self._engine_ended(ended.result())
@@ -324,7 +329,9 @@ class Launcher:
 
     async def _check(self, client: aiohttp.ClientSession, publisher: WorkerPublisher) -> None:
         """Once a second: health, the engine's own figures, load, readiness."""
+        loop = asyncio.get_running_loop()
         healthy_since = time.monotonic()
+        answered_at = loop.time()
         silent = rounds = 0
         while True:
             unhealthy = ""
@@ -332,7 +339,7 @@ class Launcher:
                 async with client.get(f"{self._place.url}/health") as response:
                     if response.status != 200:
                         unhealthy = f"the engine's /health answers {response.status}"
-                silent = 0
+                silent, answered_at = 0, loop.time()
                 async with client.get(f"{self._place.url}/metrics") as response:
                     self._page = await response.text()
                 self._figures = engine_metrics.figures(self._page)
@@ -344,6 +351,11 @@ class Launcher:
                 self._page = ""
                 if silent >= SILENT_CHECKS:
                     unhealthy = f"the engine has not answered {silent} checks in a row"
+                quiet_s = loop.time() - answered_at
+                if 0 < self._settings.hung_s <= quiet_s:
+                    raise EngineHung(
+                        f"it hangs: no answer to a check for {quiet_s:.0f} s"
+                    ) from None
             except (aiohttp.ClientError, EngineUnclear) as error:
                 unhealthy = f"the engine can't be reached: {error}"
                 self._page = ""
@@ -351,7 +363,8 @@ class Launcher:
             self._metrics.engine_healthy.set(not unhealthy)
             if self._figures is not None:
                 self._tell(self._flights.engine_counted(self._figures.first_tokens))
-            publisher.set_load(self._load())
+            # Our own counts are of this moment; what they are worth depends on the engine's.
+            publisher.set_load(self._load(), answered_at)
             self._judge(unhealthy, publisher, time.monotonic() - healthy_since)
             if publisher.picker_seen.is_set():
                 await asyncio.sleep(CHECK_S)

@@ -39,6 +39,10 @@ class Settings:
     health_timeout_s: float = 5.0
     """DYN_HEALTH_TIMEOUT_SECONDS: how long an answer of the engine to a check may take. Three in
     a row without one make the worker unready."""
+    hung_s: float = 60.0
+    """DYN_HUNG_SECONDS: an engine that answers no check for so long is killed, and the worker ends.
+    Requests that wait in it would wait for ever; then those of which no byte was answered are
+    answered elsewhere. 0: it is left as it is."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
@@ -58,6 +62,7 @@ class Settings:
             drain_quiet_s=_seconds(env, "DYN_DRAIN_QUIET_SECONDS", default.drain_quiet_s),
             stop_grace_s=_seconds(env, "DYN_STOP_SECONDS", default.stop_grace_s),
             health_timeout_s=_seconds(env, "DYN_HEALTH_TIMEOUT_SECONDS", default.health_timeout_s),
+            hung_s=_seconds(env, "DYN_HUNG_SECONDS", default.hung_s),
         )
 
     @property

@@ -5,6 +5,9 @@ looks at load likes it for being idle. After some failures in a row, or when mos
 a while failed, its circuit opens and it gets none; after a time one request is let through as a
 probe, and what becomes of it decides.
 
+One that has gone silent (it hangs, or cannot be reached) fails nothing: requests to it just wait.
+Its circuit is open for as long as nothing is heard of it, without a probe that would wait, too.
+
 Pure: every call brings the time (seconds), and randomness is an argument.
 """
 
@@ -78,6 +81,8 @@ class Breaker:
 
     reason: str = ""
     """Why it opened last: `5 failures in a row (503)`; "" if it is closed."""
+    silence: str = ""
+    """Since when nothing is heard of the endpoint, in words; "" if something is."""
     opened_at: float = -math.inf
     """The first opening since it was closed."""
     _since: float = -math.inf  # of the last transition; what began before tells nothing any more
@@ -90,6 +95,8 @@ class Breaker:
     _seconds: deque[_Second] = field(default_factory=deque)  # the oldest first
 
     def state(self, now: float) -> State:
+        if self.silence:
+            return State.OPEN
         if self._open_until is None:
             return State.CLOSED
         if now >= self._open_until and not self._half_open:
@@ -100,7 +107,7 @@ class Breaker:
         """Why the endpoint should get no request at this moment, or ""."""
         match self.state(now):
             case State.OPEN:
-                return f"circuit open: {self.reason}"
+                return f"circuit open: {self.silence or self.reason}"
             case State.HALF_OPEN if now < self._probed_until:
                 return f"circuit half-open, a probe is under way: {self.reason}"
         return ""
@@ -113,6 +120,19 @@ class Breaker:
     def released(self, now: float, grace: float = 1.0) -> None:
         """A request to it has ended; within ``grace`` it will be told how, or never."""
         self._probed_until = min(self._probed_until, now + grace)
+
+    def silent(self, why: str, now: float) -> bool:
+        """Nothing is heard of the endpoint any more. Whether that is new."""
+        new = not self.silence
+        if new and self._open_until is None:
+            self.opened_at = now
+        self.silence = why
+        return new
+
+    def heard(self) -> bool:
+        """It shows that it lives. Whether that is new."""
+        was_silent, self.silence = bool(self.silence), ""
+        return was_silent
 
     def success(
         self, source: Source, now: float, settings: BreakerSettings, *, began: float | None = None

@@ -108,9 +108,25 @@ class Circuits:
             self._troubled = True
             self.apply(now)
 
+    def silent(self, worker: Worker, why: str, now: float) -> None:
+        """``worker`` tells nothing any more, and does not answer when it is asked."""
+        if self._settings.enabled and worker.breaker.silent(why, now):
+            log.warning("%s: circuit open: %s", worker.name, why)
+            self._on_open("silent")
+            self._troubled = True
+            self.apply(now)
+
+    def heard(self, worker: Worker, now: float) -> None:
+        """``worker`` told something, or answered."""
+        if worker.breaker.heard():
+            log.info("%s: it answers again", worker.name)
+            self.apply(now)
+
     def succeeded(
         self, worker: Worker, source: Source, now: float, *, began: float | None = None
     ) -> None:
+        if source == "request":
+            self.heard(worker, now)
         was_open = worker.breaker.reason
         worker.breaker.success(source, now, self._settings, began=began)
         if was_open and not worker.breaker.reason:

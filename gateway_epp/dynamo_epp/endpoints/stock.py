@@ -4,6 +4,9 @@ What our workers tell by themselves has to be asked for here: models over HTTP, 
 usage from metrics, and the cache itself from the engine's raw events, through the same normaliser
 that our launcher uses. What the engine announced before this picker began is had back only as far
 as its replay goes; while something is missing, the worker counts as approximate.
+
+The three fail by themselves. Without metrics an engine is as good as before: its cache is followed
+on, and its load is what this picker sends there, once the last figures are too old to be believed.
 """
 
 from __future__ import annotations
@@ -31,8 +34,14 @@ UNANSWERED_S = 0.25
 """Pause before an engine that did not answer yet is asked again."""
 TIMEOUT_S = 3.0
 UNHEARD = "the engine worked before the picker listened, and has no replay_endpoint"
+SILENT_AFTER = 2
+"""Questions in a row without any answer after which the engine counts as silent."""
 LOST_AFTER = 3
 """Unanswered questions in a row after which what is known of the cache is void."""
+
+
+_NO_ANSWER = (TimeoutError, aiohttp.ClientConnectionError, OSError)
+"""Errors of questions that nobody answered, well or badly."""
 
 
 class _Model(msgspec.Struct):
@@ -66,8 +75,9 @@ class _Description:
 class StockFollower:
     """One stock engine. ``session`` belongs to the caller; ``clock`` gives monotonic seconds.
 
-    ``on_asked`` hears each time whether the engine answered ("") or what was wrong, from its first
-    answer on: a backend without an engine's metrics and models is judged by its requests alone.
+    ``on_asked`` hears each time whether the engine answered well ("") or what was wrong,
+    ``on_pulse`` whether it answered at all ("") or why not. Both from its first answer on: a
+    backend without an engine's models is judged by its requests alone. Metrics are no part of it.
     """
 
     def __init__(
@@ -78,18 +88,21 @@ class StockFollower:
         *,
         clock: Callable[[], float] = time.monotonic,
         on_asked: Callable[[Worker, str], None] = lambda worker, problem: None,
+        on_pulse: Callable[[Worker, str], None] = lambda worker, silence: None,
     ) -> None:
         self._pool = pool
         self._worker = worker
         self._session = session
         self._clock = clock
         self._on_asked = on_asked
+        self._on_pulse = on_pulse
         self._url = f"http://{worker.endpoint.hostport}"
         self._asking: asyncio.Task[None] | None = None
         self._listening: asyncio.Task[None] | None = None
         self._normalisers: dict[int, Normaliser] = {}  # by slot; one for each rank
         self._unheard: set[int] = set()  # slots of which no event has come
         self._description: _Description | None = None
+        self._cache_config: dict[str, str] = {}  # as its metrics last said
         self._has_answered = False
         self._no_events = ""  # why the cache can't be followed; "" if it can
 
@@ -105,26 +118,33 @@ class StockFollower:
     # --- what is asked for
 
     async def _ask_for_ever(self) -> None:
-        unanswered = 0
+        unanswered = silent = 0
         while True:
             try:
                 await self._ask()
-                unanswered = 0
+                unanswered = silent = 0
                 self._has_answered = True
+                self._on_pulse(self._worker, "")
                 self._on_asked(self._worker, "")
             except (aiohttp.ClientError, TimeoutError, OSError, msgspec.MsgspecError) as error:
+                what = str(error) or "timeout"
                 unanswered += 1
-                if self._has_answered:
-                    self._on_asked(self._worker, f"not answered: {error or 'timeout'}")
+                silent = silent + 1 if isinstance(error, _NO_ANSWER) else 0
+                if self._has_answered and silent:
+                    if silent >= SILENT_AFTER:
+                        self._on_pulse(self._worker, f"no answer to {silent} questions: {what}")
+                elif self._has_answered:
+                    self._on_pulse(self._worker, "")
+                    self._on_asked(self._worker, f"not answered: {what}")
                 if unanswered == LOST_AFTER and self._description is not None:
-                    await self._forget(f"the engine can't be asked: {error or 'timeout'}")
+                    await self._forget(f"the engine can't be asked: {what}")
             except Exception as error:  # the worker must not stay as it was for ever
                 problem = f"what the engine answers is not understood: {error!r}"
                 if self._worker.problem != problem:
                     log.exception("%s: %s", self._worker.name, problem)
                 await self._forget(problem)
-            known = self._description is not None
-            await asyncio.sleep(SCRAPE_S if known else UNANSWERED_S)
+            well = self._description is not None and not unanswered
+            await asyncio.sleep(SCRAPE_S if well else UNANSWERED_S)
 
     async def _get(self, path: str) -> bytes:
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
@@ -132,23 +152,31 @@ class StockFollower:
             answer.raise_for_status()
             return await answer.read()
 
-    async def _metrics_page(self) -> str:
-        """A backend may have none: it is chosen by what this picker sends to it."""
+    async def _metrics_page(self) -> str | None:
+        """None: they can't be had at the moment. A backend may have none ("")."""
+        problem, page = "", ""
         try:
-            return (await self._get("/metrics")).decode(errors="replace")
+            page = (await self._get("/metrics")).decode(errors="replace")
         except aiohttp.ClientResponseError as error:
             if error.status >= 500:
-                raise
-            return ""
+                problem = f"its metrics can't be had: {error.status}"
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            problem = f"its metrics can't be had: {error or 'timeout'}"
+        if problem and not self._worker.load_problem:
+            log.warning("%s: %s", self._worker.name, problem)
+        self._worker.load_problem = problem
+        return None if problem else page
 
     async def _ask(self) -> None:
-        asked_at = self._clock()
-        page = await self._metrics_page()
         models = msgspec.json.decode(await self._get("/v1/models"), type=_Models).data
         base = next((model for model in models if model.parent is None), None)
         if base is None:
             return
-        config = engine_metrics.cache_config(page)
+        asked_at = self._clock()
+        page = await self._metrics_page()
+        if page is not None:
+            self._cache_config = engine_metrics.cache_config(page)
+        config = self._cache_config
         description = _Description(
             base.id,
             _number(config.get("block_size")),
@@ -164,7 +192,6 @@ class StockFollower:
             total_blocks=description.total_blocks,
             max_model_len=description.max_model_len,
         )
-        figures = engine_metrics.figures(page)
         if description != self._description:
             await self._forget("another engine answers")
             self._description = description
@@ -175,6 +202,10 @@ class StockFollower:
             await self._forget("its events could not be followed")
             self._description = description
             await self._listen(description)
+        if page is None:
+            self._worker.load.grow_old(self._clock())
+            return
+        figures = engine_metrics.figures(page)
         if figures is not None:
             self._worker.load.observe(
                 figures,

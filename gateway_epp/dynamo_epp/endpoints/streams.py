@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import aiohttp
 from dynamo_kv_router.engine_metrics import EngineFigures
 from dynamo_kv_router.stream.format import (
     Accepted,
@@ -26,7 +27,12 @@ from dynamo_kv_router.stream.format import (
 from dynamo_kv_router.stream.subscriber import WorkerSubscriber
 
 from dynamo_epp.endpoints.pool import Pool
+from dynamo_epp.endpoints.pulse import Pulse
 from dynamo_epp.endpoints.worker import Worker
+
+SILENT_S = 3.0
+"""A launcher asks its engine once a second; one that has had no answer for so long is not believed
+to have an engine that works."""
 
 
 class RequestWatcher(Protocol):
@@ -60,7 +66,11 @@ class RequestWatcher(Protocol):
 
 
 class StreamFollower:
-    """One worker's stream, applied to the pool. ``clock`` gives monotonic seconds."""
+    """One worker's stream, applied to the pool. ``clock`` gives monotonic seconds.
+
+    ``on_pulse`` hears why the worker does not live, or "" if it does, whenever that was in doubt;
+    ``session`` is what its engine is asked with and belongs to the caller.
+    """
 
     def __init__(
         self,
@@ -68,8 +78,10 @@ class StreamFollower:
         worker: Worker,
         watcher: RequestWatcher,
         *,
+        session: aiohttp.ClientSession,
         subscriber: str,
         clock: Callable[[], float],
+        on_pulse: Callable[[Worker, str], None] = lambda worker, silence: None,
     ) -> None:
         endpoint = worker.endpoint
         if endpoint.stream_port is None:
@@ -82,12 +94,18 @@ class StreamFollower:
         self._subscriber = WorkerSubscriber(
             endpoint.name, f"tcp://{host}:{endpoint.stream_port}", self, subscriber=subscriber
         )
+        self._pulse = Pulse(
+            session,
+            f"http://{endpoint.hostport}/health",
+            lambda silence: on_pulse(worker, silence),
+        )
 
     async def start(self) -> None:
         await self._subscriber.start()
 
     async def stop(self) -> None:
         await self._subscriber.stop()
+        await self._pulse.stop()
         self._worker.load.reset_accepted()
         self._watcher.on_resynced(self._worker)
 
@@ -136,6 +154,10 @@ class StreamFollower:
             usage = load.kv_blocks_used / total if total else 0.0
             figures = EngineFigures(load.running, load.waiting, usage, 0.0)
             view.observe(figures, load.kv_blocks_used, total, self._clock() - load.age_s)
+        if load.age_s >= SILENT_S:
+            self._pulse.doubt(f"its launcher had no answer from the engine for {load.age_s:.0f} s")
+        else:
+            self._pulse.sure()
 
     def on_events(self, _: str, events: list[Event]) -> None:
         worker, index, now = self._worker, self._pool.index, self._clock()
@@ -166,7 +188,12 @@ class StreamFollower:
                     self._describe(info)
                     self._set_live(info)
 
+    def on_doubt(self, _: str, reason: str) -> None:
+        worker = self._worker
+        self._pool.set_live(worker, False, f"{reason}; its snapshot is awaited")
+
     def on_lost(self, _: str, reason: str) -> None:
+        self._pulse.doubt(reason)
         self._worker.load.reset_accepted()
         self._watcher.on_lost(self._worker, reason)
         self._pool.forget_cache(self._worker, f"stream lost: {reason}")

@@ -52,6 +52,8 @@ class Worker:
     """What the index holds of it is all that it caches."""
     problem: str = "not heard of yet"
     """Why it is not ``live`` or not ``exact``; "" if it is both."""
+    load_problem: str = ""
+    """Why its load figures can't be had at the moment; "" if they can. They grow old then."""
     tokenizer: str = ""
     """Name of its tokenizer in the tokenizer shelf; "" if the engine itself must be asked."""
     total_blocks: int = 0

@@ -187,9 +187,13 @@ class WorkerPublisher:
 
     # load and description
 
-    def set_load(self, load: Load) -> None:
-        """The engine's figures; `pickers`, `draining` and `age_s` are filled in on sending."""
-        self._session.set_load(load, asyncio.get_running_loop().time())
+    def set_load(self, load: Load, taken_at: float | None = None) -> None:
+        """The engine's figures; `pickers`, `draining` and `age_s` are filled in on sending.
+
+        taken_at: when they were true, by the loop's clock; None: now.
+        """
+        now = asyncio.get_running_loop().time() if taken_at is None else taken_at
+        self._session.set_load(load, now)
         self._schedule()
 
     def set_draining(self) -> None:

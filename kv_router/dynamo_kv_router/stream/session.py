@@ -13,6 +13,7 @@ Rules:
    dropped by number.
 3. A missing number, or another epoch, means that something was lost: the subscriber asks again
    under a fresh topic, so that an answer to an older question cannot be taken for the new one.
+   Until it comes, a view with a gap is better than none, but nobody may call it exact.
 4. Silence for `stale_s` means that the view is worth nothing. The publisher sends at least one
    batch per `HEARTBEAT_S`.
 """
@@ -91,20 +92,27 @@ class Apply:
 
 
 @dataclass(frozen=True, slots=True)
+class Doubt:
+    """Something is missing in what is known of the worker; a `Replace` or a `Lost` follows."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """Forget what is known of the worker until the next `Replace`."""
 
     reason: str
 
 
-Action = Subscribe | Unsubscribe | Replace | Apply | Lost
+Action = Subscribe | Unsubscribe | Replace | Apply | Doubt | Lost
 
 
 class SubscriberSession:
     """One worker's stream as one subscriber sees it.
 
-    `feed` and `tick` return what to do, in order. Between a `Lost` and the next `Replace` there is
-    no `Apply`; no event is ever applied twice.
+    `feed` and `tick` return what to do, in order. Between a `Lost` or a `Doubt` and the next
+    `Replace` there is no `Apply`; no event is ever applied twice.
 
     worker: the name that the worker must have; "" accepts any. An address can be taken over by
       another pod.
@@ -211,7 +219,9 @@ class SubscriberSession:
         if batch.seq != self._seq + 1:
             self.gaps += 1
             self._held.append(batch)
-            return self._resync(now)
+            missing = batch.seq - self._seq - 1
+            reason = f"{missing} of its messages did not arrive"
+            return [Doubt(reason), *self._resync(now)]
         self._seq = batch.seq
         return [Apply(batch.events)] if batch.events else []
 

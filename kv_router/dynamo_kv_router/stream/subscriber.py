@@ -19,6 +19,7 @@ from dynamo_kv_router.stream.session import (
     STALE_S,
     Action,
     Apply,
+    Doubt,
     Lost,
     Replace,
     Subscribe,
@@ -47,6 +48,9 @@ class StreamListener(Protocol):
 
     def on_events(self, worker: str, events: list[Event]) -> None:
         """These happened, in order, since the last call for this worker."""
+
+    def on_doubt(self, worker: str, reason: str) -> None:
+        """Something is missing in what is known of the worker, until its next snapshot."""
 
     def on_lost(self, worker: str, reason: str) -> None:
         """Forget what was known of the worker, if anything, until its next snapshot."""
@@ -168,6 +172,9 @@ class WorkerSubscriber:
                         len(snapshot.bookings),
                     )
                     self._listener.on_snapshot(self._worker, snapshot)
+                case Doubt(reason):
+                    logger.info("worker %s: %s; asking for a snapshot", self._worker, reason)
+                    self._listener.on_doubt(self._worker, reason)
                 case Lost(reason):
                     if reason != self._told:  # what can't be understood comes again and again
                         logger.warning("worker %s: stream lost: %s", self._worker, reason)
