@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import aiohttp
@@ -20,7 +20,7 @@ from dynamo_kv_router.stream.format import WorkerInfo
 
 from dynamo_epp.endpoints.worker import Worker
 from dynamo_epp.metrics import PickerMetrics
-from dynamo_epp.requests import Kind, ParsedRequest
+from dynamo_epp.requests import Kind, ParsedRequest, Prompt
 from dynamo_epp.tokenize import (
     Exactness,
     LocalTokenizer,
@@ -40,6 +40,9 @@ LOAD_WAIT_S = 5.0
 """How long a request waits for its model's tokenizer to be fetched and built."""
 RETRY_S = 5.0
 """Pause before a tokenizer that could not be loaded is tried again; it doubles…"""
+SECOND_ASKED_S = 0.25
+"""An engine that has not given a prompt's tokens by then is not the only one asked any more: one
+that works needs milliseconds, and one that hangs must not hold up those that go elsewhere."""
 LONGEST_RETRY_S = 300.0
 """…up to this."""
 
@@ -211,12 +214,10 @@ class Tokenization:
                 raise  # engines have better things to do, too
             except NotExact as error:
                 problem = error
-        for tokenizer in self._engines(request.model, workers):
-            try:
-                return await tokenizer.tokenize(request.prompt)
-            except NotExact as error:
-                problem = error
-        raise problem
+        engines = self._engines(request.model, workers)
+        if not engines:
+            raise problem
+        return await _first_to_tell(engines, request.prompt)
 
     async def _local(self, name: str) -> PromptTokenizer:
         loaded = self._source.get(name)
@@ -230,11 +231,38 @@ class Tokenization:
         except TimeoutError:
             raise NotExact(f"the model's tokenizer did not load within {LOAD_WAIT_S:g} s") from None
 
-    def _engines(self, model: str, workers: list[Worker]) -> Iterable[RemoteTokenizer]:
+    def _engines(self, model: str, workers: list[Worker]) -> list[RemoteTokenizer]:
         """Two engines to ask, others at each call: for stock engines, and for models whose files
-        give no exact tokenizer."""
+        give no exact tokenizer. One that is not heard of is asked only if all are so."""
         ready = [w for w in workers if w.endpoint.ready and not w.endpoint.terminating]
+        ready = [w for w in ready if not w.breaker.silence] or ready
         self._turn += 1
-        for offset in range(min(2, len(ready))):
-            worker = ready[(self._turn + offset) % len(ready)]
-            yield RemoteTokenizer(self._session, f"http://{worker.endpoint.hostport}", model=model)
+        chosen = [ready[(self._turn + n) % len(ready)] for n in range(min(2, len(ready)))]
+        return [RemoteTokenizer(self._session, f"http://{w.hostport}", model=model) for w in chosen]
+
+
+async def _first_to_tell(
+    tokenizers: list[RemoteTokenizer], prompt: Prompt
+) -> list[npt.NDArray[np.uint32]]:
+    """Ask the first; the next once it refused, or was silent for ``SECOND_ASKED_S``. Raises what the
+    last one raised if none can tell."""
+    waiting, asked = list(tokenizers), set[asyncio.Task[list[npt.NDArray[np.uint32]]]]()
+    problem: BaseException | None = None
+    try:
+        while waiting or asked:
+            if waiting:
+                asked.add(asyncio.create_task(waiting.pop(0).tokenize(prompt)))
+            done, asked = await asyncio.wait(
+                asked,
+                timeout=SECOND_ASKED_S if waiting else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            for task in done:
+                problem = task.exception()
+                if problem is None:
+                    return task.result()
+    finally:
+        for task in asked:
+            task.cancel()
+    assert problem is not None
+    raise problem

@@ -158,3 +158,72 @@ async def test_counts_that_differ_for_one_kind_of_request_say_nothing_of_others(
         other = await tokenization.encode(parse("/v1/responses", body), [pod.worker])
         assert "6 predicted, 5 reported" in other.distrust
         assert (await tokenization.encode(chat(), [pod.worker])).distrust == ""
+
+
+class Engine:
+    """A stock engine, asked for tokens; one that hangs answers when the test ends."""
+
+    def __init__(self) -> None:
+        self.hangs, self.refuses = False, False
+        self.asked = 0
+        self.app = web.Application()
+        self.app.router.add_post("/tokenize", self.tokenize)
+
+    async def tokenize(self, _: web.Request) -> web.Response:
+        self.asked += 1
+        if self.hangs:
+            await asyncio.get_running_loop().create_future()
+        if self.refuses:
+            raise web.HTTPServiceUnavailable
+        return web.json_response({"tokens": [1, 2, 3]})
+
+
+@asynccontextmanager
+async def engines(count: int) -> AsyncIterator[tuple[Tokenization, list[Engine], list[Worker]]]:
+    made, workers, runners = [Engine() for _ in range(count)], list[Worker](), []
+    threads = TokenizeThreads()
+    async with aiohttp.ClientSession() as session:
+        for slot, engine in enumerate(made):
+            runner = web.AppRunner(engine.app, access_log=None, shutdown_timeout=0.1)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            runners.append(runner)
+            endpoint = Endpoint(f"w-{slot}", "127.0.0.1", runner.addresses[0][1], ready=True)
+            workers.append(Worker(endpoint, slot, WorkerLoad(block_size=16, confirms=False)))
+        source = TokenizerSource(session, threads)
+        metrics = PickerMetrics(CollectorRegistry())
+        try:
+            yield Tokenization(session, threads, source, metrics), made, workers
+        finally:
+            threads.close()
+            for runner in runners:
+                await runner.cleanup()
+
+
+async def test_an_engine_that_hangs_holds_up_no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenization_module, "SECOND_ASKED_S", 0.02)
+    async with engines(2) as (tokenization, (hung, well), workers):
+        hung.hangs = True
+        async with asyncio.timeout(1.5):  # less than one question's own limit
+            for _ in range(4):
+                encoded = await tokenization.encode(chat(), workers)
+                assert encoded.tokens.tolist() == [1, 2, 3]
+        assert (hung.asked, well.asked) == (2, 4)
+        workers[0].breaker.silent("no answer", 0.0)
+        for _ in range(4):
+            await tokenization.encode(chat(), workers)
+        assert (hung.asked, well.asked) == (2, 8)
+        workers[1].breaker.silent("no answer", 0.0)  # all are: then who hears nothing is it
+        await tokenization.encode(chat(), workers)
+        assert well.asked == 9
+
+
+async def test_an_engine_that_refuses_is_followed_by_another_at_once() -> None:
+    async with engines(2) as (tokenization, (refusing, well), workers):
+        refusing.refuses = True
+        for _ in range(4):
+            await tokenization.encode(chat(), workers)
+        assert (refusing.asked, well.asked) == (2, 4)
+        well.refuses = True
+        with pytest.raises(NotExact, match="answered 503"):
+            await tokenization.encode(chat(), workers)

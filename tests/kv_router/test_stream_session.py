@@ -371,14 +371,26 @@ def test_resyncs_do_not_storm():
     ]
 
 
-def test_a_lost_snapshot_is_asked_for_again():
-    session = SubscriberSession("pod-0", subscriber="p")
+def test_a_lost_snapshot_is_asked_for_again_and_more_patiently_each_time():
+    publisher, session = PublisherSession(info(), epoch=1), SubscriberSession("", subscriber="p")
     session.start(0.0)
     batch = encode(Batch(1, 1, 0.0, []))
-    for step in range(1, 10):
-        assert session.tick(step / 2) == []
-        session.feed(LIVE_TOPIC, batch, step / 2)
-    assert [type(a) for a in session.tick(5.0)] == [Subscribe, Unsubscribe]
+    asked = []
+    for tenth in range(1, 600):
+        now = tenth / 10
+        session.feed(LIVE_TOPIC, batch, now)
+        if actions := session.tick(now):
+            assert [type(a) for a in actions] == [Subscribe, Unsubscribe]
+            asked.append(now)
+            topic = actions[0].topic
+    assert asked == [1, 3, 7, 15, 31, 47]
+    session.feed(*publisher.subscription(b"\x01" + topic, 60.0, 60.0)[-1], 60.0)
+    assert session.live
+    session.feed(LIVE_TOPIC, encode(Batch(1, 9, 60.0, [])), 61.0)  # lost ones before it
+    assert not session.live
+    session.feed(LIVE_TOPIC, batch, 61.5)
+    assert session.tick(61.9) == []
+    assert session.tick(62.0) != []
 
 
 def test_nothing_is_asked_while_nobody_is_there():

@@ -6,7 +6,8 @@ a while failed, its circuit opens and it gets none; after a time one request is 
 probe, and what becomes of it decides.
 
 One that has gone silent (it hangs, or cannot be reached) fails nothing: requests to it just wait.
-Its circuit is open for as long as nothing is heard of it, without a probe that would wait, too.
+Its circuit is open for as long as nothing is heard of it, without a probe that would wait, too. An
+answer to a request does not close it: which endpoint gave it is often a guess, of proxies that retry.
 
 Pure: every call brings the time (seconds), and randomness is an argument.
 """

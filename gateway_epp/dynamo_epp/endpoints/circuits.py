@@ -125,8 +125,6 @@ class Circuits:
     def succeeded(
         self, worker: Worker, source: Source, now: float, *, began: float | None = None
     ) -> None:
-        if source == "request":
-            self.heard(worker, now)
         was_open = worker.breaker.reason
         worker.breaker.success(source, now, self._settings, began=began)
         if was_open and not worker.breaker.reason:

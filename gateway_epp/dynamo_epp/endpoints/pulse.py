@@ -15,7 +15,7 @@ import aiohttp
 
 ASK_S = 1.0
 """Pause between two questions."""
-ANSWER_S = 3.0
+ANSWER_S = 2.0
 """A healthy engine answers at once; one under much load may take a while."""
 
 OnPulse = Callable[[str], None]

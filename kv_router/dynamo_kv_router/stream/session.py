@@ -55,7 +55,10 @@ from dynamo_kv_router.stream.format import (
 
 HEARTBEAT_S = 1.0
 STALE_S = 3.0
-SNAPSHOT_TIMEOUT_S = 5.0
+SNAPSHOT_TIMEOUT_S = 1.0
+"""A snapshot that has not come by then, while other messages do, is asked for again. Each time that
+this happens in a row it is waited for twice as long: a big one on a slow network takes its time."""
+MAX_SNAPSHOT_TIMEOUT_S = 16.0
 RESYNC_INTERVAL_S = 0.25
 MAX_BATCH_KEYS = 16_384
 MAX_BOOKINGS = 100_000
@@ -126,6 +129,7 @@ class SubscriberSession:
         "_held",
         "_known",
         "_live",
+        "_patience_s",
         "_resync_at",
         "_resync_due",
         "_seq",
@@ -159,6 +163,7 @@ class SubscriberSession:
         self._heard_at = 0.0
         self._resync_at = 0.0
         self._resync_due = False
+        self._patience_s = SNAPSHOT_TIMEOUT_S
         self.problem = ""  # why there is no view, after one was lost or refused
         self.gaps = 0
         self.resyncs = 0
@@ -201,7 +206,9 @@ class SubscriberSession:
             return [*self._lose(f"nothing heard for {self._stale_s:g} s"), *self._resync(now)]
         if not self._live:
             heard = self._heard_at > self._resync_at
-            overdue = heard and now - self._resync_at >= SNAPSHOT_TIMEOUT_S
+            overdue = heard and now - self._resync_at >= self._patience_s
+            if overdue:
+                self._patience_s = min(2 * self._patience_s, MAX_SNAPSHOT_TIMEOUT_S)
             if self._resync_due or overdue:
                 return self._resync(now)
         return []
@@ -238,6 +245,7 @@ class SubscriberSession:
         self._known = True
         self.problem = ""
         self._resync_due = False
+        self._patience_s = SNAPSHOT_TIMEOUT_S
         self._epoch = snapshot.epoch
         self._seq = snapshot.seq
         actions: list[Action] = [Replace(snapshot)]
