@@ -35,7 +35,7 @@ START_S = 60.0
 HEALTH_TIMEOUT_S, HUNG_S = 1.0, 6.0
 """Of our launcher, which by itself is more patient."""
 ENGINE = ("--served-model-name=tiny", "--enable-prompt-tokens-details", "--log-level=warning")
-PREFILL_SCALE = 20
+PREFIX_WEIGHT = 20
 """What is cached decides, whatever runs where: there is one right place for each request."""
 
 
@@ -218,6 +218,7 @@ class Deployment:
         self, *, stock: bool, own_envoy: bool, replay: bool = True, nodes: int = 3, seed: int = 1
     ) -> None:
         self.stock, self.own_envoy = stock, own_envoy
+        self.replay = replay or not stock
         self._folder = Path(tempfile.mkdtemp(prefix="faults-", dir="/tmp"))
         self.nodes = [
             Node(f"w-{n}", self._folder, stock=stock, replay=replay, seed=seed + n)
@@ -234,13 +235,14 @@ class Deployment:
                 "DYN_HTTP_HOST": self._address,
                 "DYN_SYSTEM_HOST": self._address,
                 "DYN_ENVOY_CONCURRENCY": "1",
-                "DYN_ROUTER_PREFILL_LOAD_SCALE": str(PREFILL_SCALE),
+                "DYN_ROUTER_KV_OVERLAP_SCORE_CREDIT": str(PREFIX_WEIGHT),
+                "DYN_ROUTER_PREFILL_LOAD_SCALE": str(PREFIX_WEIGHT),
                 "DYN_ROUTER_UNCONFIRMED_SPREAD": "0",
                 "TMPDIR": str(self._folder),
             }
             self.picker = Program((*command, "frontend", *settings), env)
         else:
-            more = ("--host", self._address, "--fallback-endpoints", "2")
+            more = ("--host", self._address, "--fallback-endpoints", "2", "--drain-accept", "0")
             config = ("--config-text", json.dumps(CONFIG))
             self.picker = Program((*command, "epp", *settings, *more, *config), {})
             file = self._folder / "envoy.json"
@@ -304,14 +306,12 @@ class Deployment:
         await self._stack.aclose()
 
     async def _until_exact(self) -> None:
-        async def are_exact() -> bool:
-            return await self.metric("dynamo_epp_workers", state="exact") == len(self.nodes)
-
-        await eventually(are_exact, START_S)
+        await self.until(len(self.nodes), "dynamo_epp_workers", START_S, state="exact")
 
     async def restart_picker(self) -> None:
-        """Right after its end, as a kubelet does the first time."""
+        """Right after its end, as a kubelet does the first time; return when it is ready."""
         await self.picker.start()
+        await self.picker.answering(f"{self.status_url}/ready")
 
     async def metric(self, name: str, **labels: str) -> float:
         """Of the picker; 0 if it says nothing of it."""
@@ -326,13 +326,13 @@ class Deployment:
                     return float(sample.value)
         return 0.0
 
-    async def until(self, true: Callable[[float], bool], name: str, limit_s: float) -> None:
-        """Until a metric of the picker is as wanted."""
+    async def until(self, value: float, name: str, limit_s: float, **labels: str) -> None:
+        """Until a metric of the picker has this value."""
 
-        async def is_so() -> bool:
-            return true(await self.metric(name))
+        async def has_it() -> bool:
+            return await self.metric(name, **labels) == value
 
-        await eventually(is_so, limit_s)
+        await eventually(has_it, limit_s)
 
     def _show(self) -> None:
         """Shown only if the test failed."""
@@ -346,7 +346,13 @@ CONFIG = {
     "apiVersion": "llm-d.ai/v1alpha1",
     "kind": "EndpointPickerConfig",
     "plugins": [
-        {"type": "kv-cost-scorer", "parameters": {"prefillLoadScale": PREFILL_SCALE}},
+        {
+            "type": "kv-cost-scorer",
+            "parameters": {
+                "overlapScoreCredit": PREFIX_WEIGHT,
+                "prefillLoadScale": PREFIX_WEIGHT,
+            },
+        },
         {"type": "max-score-picker"},
     ],
     "schedulingProfiles": [

@@ -23,13 +23,13 @@ from typing import Any, Self
 import aiohttp
 
 BLOCK = 16
-TURNS, FIRST_WORDS, TURN_WORDS, ANSWER_TOKENS = 12, 160, 16, 6
+TURNS, FIRST_WORDS, TURN_WORDS, ANSWER_TOKENS = 8, 160, 16, 6
 THINK_S = 0.25
 """Between an answer and the next turn; what the engine says of its cache is there long before."""
 LATE_S = 2.0
 """Answers begin within milliseconds; one that has not by then is waiting in a wrong place."""
 GIVEN_UP_S = 60.0
-RETRY_S = 0.1
+RETRY_S = 0.25
 _WORDS = ("red", "green", "blue", "one", "two", "three", "stone", "river", "cloud", "light")
 _ROUTING = re.compile(r"(\S+?);overlap=(\d+)/\d+;")
 
@@ -238,6 +238,13 @@ class Conversations:
             if row >= enough:
                 return seconds
             assert time.monotonic() - moment < limit_s, "\n".join(self.story(moment))
+            await self.changed(0.2)
+
+    async def until_answered(self, more: int, limit_s: float = 40.0) -> None:
+        """Until so many that are sent from now on are answered, right or wrong."""
+        now = time.monotonic()
+        while sum(one.sent >= now and one.ended > 0 for one in self.attempts) < more:
+            assert time.monotonic() - now < limit_s, "\n".join(self.story(now))
             await self.changed(0.2)
 
     async def until_served_by(self, engine: int, moment: float, limit_s: float = 40.0) -> float:

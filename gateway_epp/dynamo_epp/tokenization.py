@@ -244,8 +244,10 @@ class Tokenization:
 async def _first_to_tell(
     tokenizers: list[RemoteTokenizer], prompt: Prompt
 ) -> list[npt.NDArray[np.uint32]]:
-    """Ask the first; the next once it refused, or was silent for ``SECOND_ASKED_S``. Raises what the
-    last one raised if none can tell."""
+    """Ask the first; the next once it refused, or was silent for ``SECOND_ASKED_S``.
+
+    Raises what the last one raised if none can tell.
+    """
     waiting, asked = list(tokenizers), set[asyncio.Task[list[npt.NDArray[np.uint32]]]]()
     problem: BaseException | None = None
     try:

@@ -223,6 +223,11 @@ class EngineEventSource:
         self.undecodable = 0
         self.gaps = 0
 
+    @property
+    def replays(self) -> bool:
+        """Whether there is a socket to ask for the past."""
+        return self._replay_endpoint is not None
+
     async def batches(self) -> AsyncIterator[Item]:
         """Everything the engine says, from its start as far as its replay reaches."""
         context = zmq.asyncio.Context.instance()
@@ -245,7 +250,7 @@ class EngineEventSource:
             wait_s = self._quiet_s
             while True:
                 # Not a timeout around the reception: cancelled, that can lose a message.
-                if self._replay_endpoint is not None and not await socket.poll(wait_s * 1e3):
+                if self.replays and not await socket.poll(wait_s * 1e3):
                     wait_s = self._idle_s
                     async for item in self._unheard():
                         yield item

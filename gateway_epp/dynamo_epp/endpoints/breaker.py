@@ -7,7 +7,7 @@ probe, and what becomes of it decides.
 
 One that has gone silent (it hangs, or cannot be reached) fails nothing: requests to it just wait.
 Its circuit is open for as long as nothing is heard of it, without a probe that would wait, too. An
-answer to a request does not close it: which endpoint gave it is often a guess, of proxies that retry.
+answer to a request does not close it: behind a proxy that retries, who gave it may be a guess.
 
 Pure: every call brings the time (seconds), and randomness is an argument.
 """

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import aiohttp
 import msgspec
 from dynamo_kv_router import engine_metrics
-from dynamo_kv_router.engine_events import EngineEventSource
+from dynamo_kv_router.engine_events import REPLAY_TIMEOUT_S, EngineEventSource
 from dynamo_kv_router.keys import model_seed
 from dynamo_kv_router.normaliser import Normaliser
 
@@ -33,7 +33,7 @@ SCRAPE_S = 1.0
 UNANSWERED_S = 0.25
 """Pause before an engine that did not answer yet is asked again."""
 TIMEOUT_S = 3.0
-UNHEARD = "the engine worked before the picker listened, and has no replay_endpoint"
+UNHEARD = "the engine worked before the picker listened, and replays nothing of that"
 SILENT_AFTER = 2
 """Questions in a row without any answer after which the engine counts as silent."""
 LOST_AFTER = 3
@@ -101,6 +101,7 @@ class StockFollower:
         self._listening: asyncio.Task[None] | None = None
         self._normalisers: dict[int, Normaliser] = {}  # by slot; one for each rank
         self._unheard: set[int] = set()  # slots of which no event has come
+        self._replayed_by = 0.0  # until when a replay may still tell of the past
         self._description: _Description | None = None
         self._cache_config: dict[str, str] = {}  # as its metrics last said
         self._has_answered = False
@@ -217,7 +218,7 @@ class StockFollower:
             self._worker.load.forget_figures()
         for rank in self._worker.ranks:
             rank.reported = figures.by_rank.get(rank.number, 0) if figures is not None else 0
-        if self._listening is not None and self._unheard:
+        if self._listening is not None and self._unheard and self._clock() >= self._replayed_by:
             # No replay and no event yet: only an engine that has done nothing caches nothing.
             idle = figures is not None and not (
                 figures.first_tokens or figures.running or figures.waiting
@@ -250,6 +251,8 @@ class StockFollower:
             for slot in by_slot
         }
         self._unheard = set(by_slot)
+        replays = any(source.replays for source in by_slot.values())
+        self._replayed_by = self._clock() + REPLAY_TIMEOUT_S if replays else 0.0
         self._listening = asyncio.create_task(self._follow_all(by_slot))
 
     async def _event_sources(self) -> dict[int, EngineEventSource]:
