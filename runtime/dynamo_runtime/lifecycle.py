@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 
 import uvloop
 
+from dynamo_runtime import collector
 from dynamo_runtime.child import kill_all_children
 
 log = logging.getLogger(__name__)
@@ -35,10 +36,12 @@ class Lifecycle:
     """The state of one process, shared by everything in it.
 
     ``ready`` is true only in phase ``READY``. A process may lose and regain readiness
-    (``set_not_ready``/``set_ready``) until it drains; draining is final.
+    (``set_not_ready``/``set_ready``) until it drains; draining is final. ``first_ready`` is called
+    once, before the first traffic.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first_ready: Callable[[], None] | None = None) -> None:
+        self._first_ready = first_ready
         self.phase = Phase.STARTING
         self.reason = "starting"
         self.stop_requested = asyncio.Event()
@@ -50,6 +53,9 @@ class Lifecycle:
     def set_ready(self) -> None:
         """Take traffic, unless a stop was requested."""
         if self.phase is Phase.STARTING:
+            if self._first_ready is not None:
+                self._first_ready()
+                self._first_ready = None
             self.phase = Phase.READY
             self.reason = ""
 
@@ -85,7 +91,7 @@ def run(main: Callable[[Lifecycle], Awaitable[int]]) -> int:
     """
 
     async def supervised() -> int:
-        lifecycle = Lifecycle()
+        lifecycle = Lifecycle(first_ready=collector.settle)
         first: float | None = None
 
         def on_signal(number: signal.Signals) -> None:
