@@ -3,7 +3,15 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("kv_index", "tokenize", "epp", "epp.behind_gateway", "routing", "overload")
+BENCHMARKS = (
+    "kv_index",
+    "tokenize",
+    "epp",
+    "epp.behind_gateway",
+    "routing",
+    "replicas",
+    "overload",
+)
 
 
 def main() -> int:

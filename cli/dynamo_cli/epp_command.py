@@ -44,7 +44,7 @@ WITHOUT_COUNTERPART: dict[str, str] = {
     "--model-server-metrics-path": "engines are asked at /metrics",
     "--model-server-metrics-port": "engines are asked at the port that they serve",
     "--model-server-metrics-scheme": "engines are asked over HTTP",
-    "--refresh-metrics-interval": "engines are asked once a second, our workers tell by themselves",
+    "--refresh-metrics-interval": "engines are asked every 250 ms, our workers tell by themselves",
     "--refresh-prometheus-metrics-interval": "metrics are current when they are asked for",
     "--total-queued-requests-metric": "names of metrics are known for each engine",
     "--total-running-requests-metric": "names of metrics are known for each engine",

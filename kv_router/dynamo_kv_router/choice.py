@@ -18,6 +18,9 @@ import msgspec
 
 from dynamo_kv_router.load import STALE_S
 
+SEVERAL_PICKERS = 1.5
+"""Figures are late and never add up exactly: from here on there is more than one picker."""
+
 
 class Rng(Protocol):
     """What ``choose`` needs of ``random.Random``."""
@@ -61,7 +64,7 @@ class Candidate(msgspec.Struct, frozen=True, array_like=True):
     exact: bool = True  # the cache is known exactly
     dropped: str = ""  # why it can't be chosen; "" if it can
     tracked: bool = True  # the index follows the cache at all
-    confirms: bool = True  # the worker tells of every request that it took, whoever sent it
+    pickers: float = 1.0  # that send to it unseen by each other; 1 too if it tells of all requests
     waiting: int = 0  # requests in the engine's queue, as it told
     running: int = 0  # requests in its batch
     kv_usage: float = 0.0  # share of its cache in use, 0..1
@@ -97,9 +100,9 @@ class Policy:
     """0 takes the cheapest; above, a softmax over costs scaled to [0, 1]."""
     unconfirmed_spread: float = 0.5
     """Where load is not confirmed (stock engines), several pickers that read the same figures would
-    all take the cheapest: workers that cost at most this share of the prompt's blocks more count
-    as good too, and the cheaper of two drawn from the best quarter of them is taken. 0: the
-    cheapest is."""
+    all take the cheapest: workers that cost at most this share of the prompt's blocks more, and
+    cache as much of it, count as good too, and the cheaper of two drawn from the best quarter is
+    taken. 0: the cheapest is."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -242,7 +245,7 @@ def _rank_kv(
     if policy.temperature > 0:
         return _softmax_order(scored, policy.temperature, rng)
     ranked = _by_cost(scored, rng)
-    if policy.unconfirmed_spread > 0 and not ranked[0].candidate.confirms:
+    if policy.unconfirmed_spread > 0 and ranked[0].candidate.pickers >= SEVERAL_PICKERS:
         _spread(ranked, policy.unconfirmed_spread * size.blocks, rng)
     return ranked
 
@@ -265,12 +268,17 @@ def _spread(ranked: list[Scored], slack: float, rng: Rng) -> None:
     """Power of two choices among the best: the cheaper of two drawn comes first, in place.
 
     The best are the cheapest quarter of the candidates, at least two, without those that cost more
-    than ``slack`` blocks above the cheapest. Source: Mitzenmacher 2001, and for a random subset
-    against stale figures the same author's "How useful is old information?" (2000).
+    than ``slack`` blocks above the cheapest, or cache less of the prompt: a prefix is not computed
+    anew for the sake of the spread. Source: Mitzenmacher 2001, and for a random subset against
+    stale figures the same author's "How useful is old information?" (2000).
     """
-    limit = ranked[0].cost + slack
-    best = sum(scored.cost <= limit for scored in ranked[: max(2, len(ranked) // 4)])
-    drawn = min(int(rng.random() * best), int(rng.random() * best))
+    limit, overlap = ranked[0].cost + slack, ranked[0].candidate.overlap_blocks
+    best = [
+        place
+        for place, scored in enumerate(ranked[: max(2, len(ranked) // 4)])
+        if scored.cost <= limit and scored.candidate.overlap_blocks >= overlap
+    ]
+    drawn = min(best[int(rng.random() * len(best))], best[int(rng.random() * len(best))])
     if drawn:
         ranked.insert(0, ranked.pop(drawn))
 

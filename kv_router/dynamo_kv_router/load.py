@@ -13,17 +13,14 @@ what they count beyond this picker's own requests at that moment.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from dynamo_kv_router.engine_metrics import EngineFigures
 
 STALE_S = 5.0
-"""Seconds after which an engine's figures are not believed any more. Engines are asked once a
+"""Seconds after which an engine's figures are not believed any more. Engines are asked twice a
 second, ours tell once a second: five missed in a row are no accident."""
-OTHERS_SHARE = 1 / 3
-"""Of the blocks that other pickers' requests hold on a stock engine, the share that counts as cost.
-All pickers read the same figures: if each made up for the whole difference that it sees, together
-they would make up for it several times over. Three at once are taken as the rule."""
 UNTOLD = EngineFigures(0, 0, 0.0, 0.0)
 """Figures of an engine that has told none."""
 
@@ -189,3 +186,18 @@ class WorkerLoad:
         if self.confirms:
             return len(self.accepted) + self.pickers * len(self.booked)
         return len(self.booked) + self.others_requests
+
+
+def pickers_seen(loads: Iterable[WorkerLoad]) -> float:
+    """As how many pickers like this one the load of the stock engines among ``loads`` looks, at
+    least 1: ``(requests in hand + 1) / (this picker's own + 1)``.
+
+    Nobody tells how many pickers there are, and not all get as much traffic. Over all engines
+    together, as the requests of one are few; the 1s are for pools in which hardly any are.
+    """
+    own = others = 0
+    for load in loads:
+        if not load.confirms:
+            own += len(load.booked)
+            others += load.others_requests
+    return 1.0 + others / (own + 1)

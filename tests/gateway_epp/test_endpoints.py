@@ -199,6 +199,7 @@ async def test_an_engine_that_answers_nonsense_is_asked_again() -> None:
 
 async def test_whether_an_engine_answers_is_told_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stock_module, "SCRAPE_S", 0.01)
+    monkeypatch.setattr(stock_module, "FIGURES_S", 0.01)
     monkeypatch.setattr(stock_module, "UNANSWERED_S", 0.01)
     engine, asked = Engine(), list[str]()
     async with followed(engine, asked) as (pool, worker):

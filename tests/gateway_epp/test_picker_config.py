@@ -209,7 +209,7 @@ flowControl: {saturationDetector: {pluginRef: utilization-detector}}
     assert not config.flow_control.enabled
     assert config.flow_control.saturation.metrics_staleness_s == 5.0
     assert any("featureGates: [flowControl]" in note for note in config.notes)
-    assert any("asked once a second" in note for note in config.notes)
+    assert any("up to a second old" in note for note in config.notes)
 
 
 def test_a_command_line_gives_a_file_or_a_text(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_every_candidate_is_either_ranked_or_dropped_once(
 
 def test_stock_engines_that_cost_nearly_the_same_share_the_picks() -> None:
     rng = random.Random(0)
-    stock = [worker(f"w{n}", confirms=False, active_decode_blocks=n / 10) for n in range(8)]
+    stock = [worker(f"w{n}", pickers=3.0, active_decode_blocks=n / 10) for n in range(8)]
     picked = Counter(choose(SIZE, stock, Policy(), rng).endpoints[0] for _ in range(1000))
     assert set(picked) == {"127.0.0.1:0", "127.0.0.1:1"}
     assert picked["127.0.0.1:0"] == pytest.approx(750, abs=60)
@@ -177,12 +177,19 @@ def test_stock_engines_that_cost_nearly_the_same_share_the_picks() -> None:
 
 
 def test_a_long_prefix_on_a_stock_engine_is_not_given_up_for_the_spread() -> None:
-    stock = [worker("w0", confirms=False, overlap_blocks=9), worker("w1", confirms=False)]
+    stock = [worker("w0", pickers=3.0, overlap_blocks=9), worker("w1", pickers=3.0)]
     rng = random.Random(0)
     assert {choose(SIZE, stock, Policy(), rng).endpoints[0] for _ in range(100)} == {"127.0.0.1:0"}
 
 
-def test_ours_are_not_spread_at_random() -> None:
+def test_not_even_a_short_prefix_is_given_up_for_the_spread() -> None:
+    stock = [worker(f"w{n}", pickers=3.0, overlap_blocks=int(n < 2)) for n in range(12)]
+    rng = random.Random(0)
+    picked = {choose(SIZE, stock, Policy(), rng).endpoints[0] for _ in range(100)}
+    assert picked == {"127.0.0.1:0", "127.0.0.1:1"}
+
+
+def test_the_only_picker_takes_the_cheapest() -> None:
     ours = [worker(f"w{n}", active_decode_blocks=n / 10) for n in range(8)]
     rng = random.Random(0)
     assert {choose(SIZE, ours, Policy(), rng).endpoints[0] for _ in range(100)} == {"127.0.0.1:0"}

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
+import pytest
 from dynamo_kv_router.engine_metrics import EngineFigures
-from dynamo_kv_router.load import STOCK_PREFILL_TOKENS_PER_S, WorkerLoad
+from dynamo_kv_router.load import STOCK_PREFILL_TOKENS_PER_S, WorkerLoad, pickers_seen
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,6 +68,25 @@ def test_others_on_stock_engines_are_what_its_figures_count_beyond_ours() -> Non
     assert (load.active_requests(), load.active_decode_blocks()) == (5, 60)
     load.forget_figures()
     assert (load.active_requests(), load.active_decode_blocks()) == (2, 20)
+
+
+def test_pickers_are_told_by_the_share_of_the_requests_that_are_ours() -> None:
+    loads = [WorkerLoad(block_size=16, confirms=False) for _ in range(4)]
+    assert pickers_seen(loads) == 1
+    for number, load in enumerate(loads):
+        for request in range(5):
+            load.book(f"p-{request}", 160, 0, now=0.0)
+        load.observe(EngineFigures(5, 0, 0.5, 0.0), 50, 100, 1.0)
+        assert pickers_seen(loads) == 1, number
+    for load in loads:
+        load.observe(EngineFigures(12, 3, 0.5, 0.0), 50, 100, 2.0)
+    assert pickers_seen(loads) == pytest.approx(3, abs=0.1)
+
+
+def test_workers_that_confirm_say_nothing_of_unseen_pickers() -> None:
+    ours = WorkerLoad(block_size=16, confirms=True)
+    ours.observe(EngineFigures(9, 0, 0.5, 0.0), 50, 100, 1.0)
+    assert pickers_seen([ours]) == 1
 
 
 keys = st.sampled_from(["a", "b", "c"])

@@ -59,7 +59,7 @@ class SaturationSettings:
     max_concurrency: float = 0
     """Requests in hand."""
     metrics_staleness_s: float = 5.0
-    """Older figures count as full. Engines are asked once a second."""
+    """Older figures count as full. They are told once a second at least."""
 
     def __post_init__(self) -> None:
         _at_least(

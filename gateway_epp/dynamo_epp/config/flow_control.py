@@ -22,7 +22,7 @@ _Number = TypeVar("_Number", int, float)
 
 FEATURE_GATE = "flowControl"
 LEAST_STALENESS_S = 2.0
-"""Engines are asked once a second; figures are never much younger than that."""
+"""Figures of our workers are up to a second old, and an answer takes its time."""
 
 FAIRNESS: Mapping[str, Fairness] = {
     "round-robin-fairness-policy": "round-robin",
@@ -76,7 +76,7 @@ def saturation(detector: Parameters | None) -> tuple[SaturationSettings, str]:
     if given < LEAST_STALENESS_S:
         return settings, (
             f"metricsStalenessThreshold {given:g}s is taken as {settings.metrics_staleness_s:g}s: "
-            "engines are asked once a second"
+            "figures are up to a second old"
         )
     return replace(settings, metrics_staleness_s=given), ""
 

@@ -12,6 +12,7 @@ on, and its load is what this picker sends there, once the last figures are too 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ import aiohttp
 import msgspec
 from dynamo_kv_router import engine_metrics
 from dynamo_kv_router.engine_events import REPLAY_TIMEOUT_S, EngineEventSource
+from dynamo_kv_router.engine_metrics import EngineFigures
 from dynamo_kv_router.keys import model_seed
 from dynamo_kv_router.normaliser import Normaliser
 
@@ -30,6 +32,8 @@ from dynamo_epp.endpoints.worker import Worker
 log = logging.getLogger(__name__)
 
 SCRAPE_S = 1.0
+FIGURES_S = 0.25
+"""Its load is read more often: what other pickers send to it shows nowhere else."""
 UNANSWERED_S = 0.25
 """Pause before an engine that did not answer yet is asked again."""
 TIMEOUT_S = 3.0
@@ -145,7 +149,7 @@ class StockFollower:
                     log.exception("%s: %s", self._worker.name, problem)
                 await self._forget(problem)
             well = self._description is not None and not unanswered
-            await asyncio.sleep(SCRAPE_S if well else UNANSWERED_S)
+            await (self._watch_load() if well else asyncio.sleep(UNANSWERED_S))
 
     async def _get(self, path: str) -> bytes:
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
@@ -206,24 +210,35 @@ class StockFollower:
         if page is None:
             self._worker.load.grow_old(self._clock())
             return
-        figures = engine_metrics.figures(page)
-        if figures is not None:
-            self._worker.load.observe(
-                figures,
-                round(figures.cache_usage * description.total_blocks),
-                description.total_blocks,
-                asked_at,
-            )
-        else:
-            self._worker.load.forget_figures()
-        for rank in self._worker.ranks:
-            rank.reported = figures.by_rank.get(rank.number, 0) if figures is not None else 0
+        figures = self._read_figures(page, description.total_blocks, asked_at)
         if self._listening is not None and self._unheard and self._clock() >= self._replayed_by:
             # No replay and no event yet: only an engine that has done nothing caches nothing.
             idle = figures is not None and not (
                 figures.first_tokens or figures.running or figures.waiting
             )
             self._pool.set_live(self._worker, idle, "" if idle else UNHEARD)
+
+    async def _watch_load(self) -> None:
+        """Until the next question. What is not understood tells nothing: that question does."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SCRAPE_S):
+                while True:
+                    await asyncio.sleep(FIGURES_S)
+                    asked_at = self._clock()
+                    page = await self._metrics_page()
+                    if page is not None and self._description is not None:
+                        with contextlib.suppress(ValueError):
+                            self._read_figures(page, self._description.total_blocks, asked_at)
+
+    def _read_figures(self, page: str, blocks: int, at: float) -> EngineFigures | None:
+        load, figures = self._worker.load, engine_metrics.figures(page)
+        if figures is not None:
+            load.observe(figures, round(figures.cache_usage * blocks), blocks, at)
+        else:
+            load.forget_figures()
+        for rank in self._worker.ranks:
+            rank.reported = figures.by_rank.get(rank.number, 0) if figures is not None else 0
+        return figures
 
     # --- what is listened to
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from dynamo_kv_router.choice import Candidate
 from dynamo_kv_router.index import BlockIndex
 from dynamo_kv_router.keys import block_keys, model_seed
-from dynamo_kv_router.load import OTHERS_SHARE
+from dynamo_kv_router.load import pickers_seen
 
 from dynamo_epp.endpoints.worker import Worker
 from dynamo_epp.scheduling.filters.eligibility import reason_to_drop
@@ -37,7 +37,7 @@ def overlaps(
 
 
 def candidates(
-    workers: Iterable[Worker],
+    workers: Collection[Worker],
     model: str,
     matched: Mapping[Chain, Mapping[int, int]],
     index: BlockIndex,
@@ -47,7 +47,12 @@ def candidates(
     """One candidate for each worker, in the pool's order; those that can't be chosen say why.
 
     ``blocks`` of the prompt weigh in the choice of a worker's data-parallel rank.
+
+    Of the blocks that other pickers' requests hold on a stock engine, only a picker's part counts:
+    all of them read the same figures, and if each made up for the whole difference that it sees,
+    together they would make up for it several times over.
     """
+    pickers = 0.0  # of stock engines; 0: not looked at yet
     result = []
     held = index.blocks
     for worker in workers:
@@ -57,7 +62,8 @@ def candidates(
         sent_since = requests - load.in_hand_then
         decode_blocks = load.active_decode_blocks()
         if not load.confirms:
-            decode_blocks -= (1.0 - OTHERS_SHARE) * load.others_blocks
+            pickers = pickers or pickers_seen(each.load for each in workers)
+            decode_blocks -= (1.0 - 1.0 / pickers) * load.others_blocks
         depths = matched.get(worker.chain(model)) if worker.live and matched else None
         rank, overlap = ENGINES_CHOICE, depths.get(worker.slot, 0) if depths else 0
         cached = held(worker.slot)
@@ -76,7 +82,7 @@ def candidates(
                 worker.live and worker.exact,
                 reason_to_drop(worker, model),
                 worker.live and worker.tracked,
-                load.confirms,
+                1.0 if load.confirms else pickers,
                 figures.waiting,
                 figures.running,
                 figures.cache_usage,

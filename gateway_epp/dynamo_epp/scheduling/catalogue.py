@@ -131,7 +131,7 @@ RENAMED: Mapping[str, str] = {
 
 ELSEWHERE: Mapping[str, str] = {
     "concurrency-detector": "its parameters are settings of flow control",
-    "core-metrics-extractor": "every engine's metrics are read once a second",
+    "core-metrics-extractor": "every engine's metrics are read four times a second",
     "data-parallel-profile-handler": "each target port of a pod is an endpoint of its own",
     "always-disagg-pd-decider": "prefill and decode are paired by the picker's own settings",
     "disagg-headers-handler": "the picker names the prefill worker by itself",
@@ -140,7 +140,7 @@ ELSEWHERE: Mapping[str, str] = {
     "fcfs-ordering-policy": "requests of one tenant go in the order in which they came",
     "global-strict-fairness-policy": "it is a setting of flow control",
     "inflight-load-producer": "the picker counts what each worker has in hand",
-    "metrics-data-source": "every engine's metrics are read once a second",
+    "metrics-data-source": "every engine's metrics are read four times a second",
     "models-data-extractor": "workers and engines tell their models",
     "models-data-source": "workers and engines tell their models",
     "openai-parser": "requests are parsed by their path",
