@@ -209,6 +209,81 @@ async def test_garbage_is_no_grpc_error(channel: grpc.aio.Channel) -> None:
     assert await peer.call.code() == grpc.StatusCode.OK
 
 
+@pytest.fixture
+async def narrow(picker: ScriptedPicker, tmp_path: Path) -> AsyncIterator[PickerServer]:
+    """A server that takes small bodies only, at ``narrow.sock``."""
+    server = PickerServer(picker, ready=lambda: True, body_limit=1000)
+    await server.start(f"unix:{tmp_path}/narrow.sock")
+    yield server
+    await server.stop(0)
+
+
+@pytest.mark.parametrize(
+    ("compression", "size", "code", "words"),
+    [
+        (grpc.Compression.Gzip, 10_000, 500, "the gateway sent a compressed message"),
+        (grpc.Compression.NoCompression, 2_000_000, 413, "the gateway sent a message of 2000000"),
+    ],
+)
+async def test_what_can_not_be_read_is_no_grpc_error(
+    picker: ScriptedPicker,
+    narrow: PickerServer,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    compression: grpc.Compression,
+    size: int,
+    code: int,
+    words: str,
+) -> None:
+    """Nor is what was picked before kept for ever."""
+    async with grpc.aio.insecure_channel(
+        f"unix:{tmp_path}/narrow.sock", compression=compression
+    ) as channel:
+        peer = Peer(channel)
+        await peer.say(head())
+        await peer.hear()
+        await peer.call.write(bytes(size))
+        answer = await peer.hear()
+        assert answer is not None
+        assert answer.immediate_response.status.code == code
+        assert words in json.loads(answer.immediate_response.body)["error"]["message"]
+        assert await peer.call.code() == grpc.StatusCode.OK
+    assert words.removeprefix("the gateway ") in caplog.text
+    assert narrow.streams == 0
+    assert len(picker.freed) == 1
+
+
+async def test_what_can_not_be_read_ends_the_pick_too(
+    picker: ScriptedPicker,
+    narrow: PickerServer,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    begun = asyncio.Event()
+
+    async def stubborn(request: PickRequest) -> Route:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return await picker.route(request)
+        raise AssertionError
+
+    picker.behaviour = stubborn
+    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/narrow.sock") as channel:
+        peer = Peer(channel)
+        await peer.say(head())
+        await begun.wait()
+        await peer.call.write(bytes(2_000_000))
+        answer = await peer.hear()
+        assert answer is not None
+        assert answer.immediate_response.status.code == 413
+        await picker.release.wait()
+    assert narrow.streams == 0
+    assert picker.freed == picker.picked
+    assert "a message of 2000000 bytes" in caplog.text
+
+
 async def test_a_burst_waits_its_turn(
     picker: ScriptedPicker, server: PickerServer, tmp_path: Path
 ) -> None:

@@ -6,12 +6,16 @@ h2 checks every frame that it gets, so what breaks HTTP/2 fails here too.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Iterator
+import ssl
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
 import uvloop
+from dynamo_epp.gateway import Tls
+from dynamo_epp.gateway.tls import now, server_context
 from dynamo_epp.server import transport
 from dynamo_epp.server.transport import Call, Connection, Handler, Server, Status
 from h2.config import H2Configuration
@@ -19,6 +23,7 @@ from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import DataReceived, ResponseReceived, StreamEnded, StreamReset, TrailersReceived
 from h2.settings import SettingCodes
+from hyperframe.frame import GoAwayFrame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,6 +86,9 @@ class Echo:
         if self.holds(data):
             self.call.hold()
 
+    def unreadable(self, status: Status, reason: str) -> None:
+        self.was_told.append("unreadable")
+
     def half_closed(self) -> None:
         self.was_told.append("half-closed")
         self.call.finish()
@@ -139,7 +147,9 @@ class Client:
         def over() -> None:
             self.calls_over += 1
 
-        self.server = Connection(accept, LIMIT, call_over=over, closed=self.left.append)
+        self.server = Connection(
+            accept, LIMIT, opened=lambda _: None, call_over=over, closed=self.left.append
+        )
         self.wire = Wire(self.server)
         self.heard: dict[int, Heard] = {}
         self.h2 = H2Connection(H2Configuration(client_side=True, header_encoding=None))
@@ -397,6 +407,9 @@ async def test_what_can_not_be_taken_ends_the_call(
     assert heard.messages() == [b"before"]
     assert heard.trailers[b"grpc-status"] == b"%d" % status
     assert words in heard.trailers[b"grpc-message"]
+    (echo,) = client.handlers
+    assert isinstance(echo, Echo)
+    assert echo.was_told == ["unreadable"]
 
 
 async def test_a_path_that_nobody_has_is_unimplemented() -> None:
@@ -425,6 +438,55 @@ async def test_a_handler_that_fails_ends_its_call_only(caplog: pytest.LogCapture
     assert "no idea" in caplog.text
 
 
+async def test_an_end_in_the_same_read_but_a_frame_of_its_own() -> None:
+    """h2 knows of the end before the handler gets the message that it answers with the last one."""
+
+    class Once(Echo):
+        def message(self, data: bytes) -> None:
+            self.call.send(data)
+            self.call.finish()
+
+    client = Client(Once)
+    stream = client.begin()
+    client.h2.send_data(stream, framed(b"a"))
+    client.end(stream)
+    client.exchange()
+    heard = client.heard[stream]
+    assert (heard.messages(), heard.ended) == ([b"a"], True)
+    assert (client.server.calls, client.calls_over) == ({}, 1)
+
+
+async def test_what_is_no_grpc_and_a_reset_in_one_read() -> None:
+    """It takes no other call with it."""
+    client = Client(Echo)
+    stream = client.begin()
+    client.exchange()
+    gone = client.h2.get_next_available_stream_id()
+    client.h2.send_headers(
+        gone, [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "epp")]
+    )
+    client.h2.reset_stream(gone, ErrorCodes.CANCEL)
+    client.say(stream, framed(b"a"))
+    client.exchange()
+    assert client.heard[stream].messages() == [b"a"]
+    assert not client.wire.closed
+
+
+async def test_a_call_that_comes_too_late_and_its_reset_in_one_read() -> None:
+    client = Client(Echo)
+    stream = client.begin()
+    client.exchange()
+    client.server.drain()
+    late = client.begin()
+    client.h2.reset_stream(late, ErrorCodes.CANCEL)
+    client.say(stream, framed(b"a"))
+    data = client.h2.data_to_send()
+    client.server.data_received(data)
+    assert not client.wire.closed
+    assert list(client.server.calls) == [stream]
+    assert len(client.handlers) == 1
+
+
 async def test_what_is_no_grpc_is_refused() -> None:
     client = Client(Echo)
     stream = client.h2.get_next_available_stream_id()
@@ -451,18 +513,56 @@ async def test_no_frame_makes_the_server_fail(kind: int, flags: int, rest: bytes
     assert isinstance(echo, Echo)
     assert client.left == ([client.server] if client.wire.closed else [])
     assert not client.wire.closed or client.server.calls == {}
-    assert echo.was_told in ([], ["half-closed"], ["broken"])
+    assert echo.was_told in ([], ["half-closed"], ["broken"], ["unreadable"])
 
 
 async def test_what_is_no_http2_closes_the_connection() -> None:
     client = Client(Echo)
-    server = Connection(lambda call, path: None, LIMIT, call_over=int, closed=client.left.append)
+    server = Connection(
+        lambda call, path: None,
+        LIMIT,
+        opened=lambda _: None,
+        call_over=int,
+        closed=client.left.append,
+    )
     wire = Wire(server)
     server.connection_made(wire)  # type: ignore[arg-type]
     server.data_received(b"GET / HTTP/1.1\r\nHost: epp\r\n\r\n")
     assert wire.closed
     await turn()
     assert client.left == [server]
+
+
+async def test_calls_go_on_after_a_clients_goaway() -> None:
+    client = Client(Echo)
+    stream = client.begin()
+    client.say(stream, framed(b"a"))
+    client.exchange()
+    client.server.data_received(GoAwayFrame(0).serialize())
+    client.say(stream, framed(b"b"))
+    client.end(stream)
+    client.exchange()
+    assert client.heard[stream].messages() == [b"a", b"b"]
+    assert client.heard[stream].ended
+
+
+async def test_calls_share_the_window_of_a_connection() -> None:
+    """However much one has to say, the others have their turn."""
+    client = Client(Echo, window=1_000_000, reads=False)
+    streams = [client.begin() for _ in range(3)]
+    for stream in streams:
+        client.say(stream, framed(bytes(200_000)))
+    client.exchange()
+    heard = [client.heard[stream] for stream in streams]
+    while not all(each.body for each in heard):
+        assert sum(len(each.body) for each in heard) < 400_000
+        client.h2.increment_flow_control_window(20_000)
+        client.exchange()
+    assert list(client.server.blocked) == streams
+    while client.server.blocked:
+        client.h2.increment_flow_control_window(50_000)
+        client.exchange()
+    assert [each.messages() for each in heard] == [[bytes(200_000)]] * 3
 
 
 async def test_many_open_calls() -> None:
@@ -552,6 +652,45 @@ async def test_stopping_waits_for_calls_and_ends_what_lasts(own_address: str) ->
 def test_the_same_over_uvloop(own_address: str) -> None:
     """Its transports are not asyncio's."""
     uvloop.run(test_stopping_waits_for_calls_and_ends_what_lasts(own_address))
+
+
+async def test_a_handshake_that_fails_leaves_nothing(own_address: str) -> None:
+    server = Server(lambda call, path: None, message_limit=LIMIT)
+    port = await server.start(f"{own_address}:0", server_context(Tls(), now()))
+    reader, writer = await asyncio.open_connection(own_address, port)
+    writer.write(b"GET / HTTP/1.1\r\n\r\n")
+    await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    assert server._connections == set()
+    await server.stop(0)
+
+
+async def test_a_handshake_that_ends_after_the_server_did(own_address: str) -> None:
+    server = Server(lambda call, path: None, message_limit=LIMIT)
+    port = await server.start(f"{own_address}:0", server_context(Tls(), now()))
+    reader, writer = await asyncio.open_connection(own_address, port)
+    await server.stop(0)
+    trusting = ssl.create_default_context()
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    with contextlib.suppress(OSError):
+        await writer.start_tls(trusting)
+        await reader.read()
+    assert reader.at_eof() or reader.exception() is not None
+    writer.close()
+    await server.stop(0)
+    assert server._connections == set()
+
+
+@pytest.mark.parametrize(
+    "test",
+    [test_a_handshake_that_fails_leaves_nothing, test_a_handshake_that_ends_after_the_server_did],
+)
+def test_handshakes_over_uvloop(test: Callable[[str], Awaitable[None]], own_address: str) -> None:
+    async def main() -> None:
+        await test(own_address)
+
+    uvloop.run(main())
 
 
 @pytest.fixture(autouse=True)

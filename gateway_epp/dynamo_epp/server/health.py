@@ -71,6 +71,9 @@ class _Check:
         self._call.send(status)
         self._call.finish()
 
+    def unreadable(self, status: Status, reason: str) -> None:
+        pass
+
     def half_closed(self) -> None:
         self._call.finish(Status.INTERNAL, "a health check without a question")
 
@@ -103,6 +106,9 @@ class _Watch:
             self._call.send(status)
             self._sent = status
         self._next = asyncio.get_running_loop().call_later(WATCH_INTERVAL_S, self._look)
+
+    def unreadable(self, status: Status, reason: str) -> None:
+        pass
 
     def half_closed(self) -> None:
         pass  # the question was all that the client had to say

@@ -18,7 +18,7 @@ from dynamo_epp.requests.errors import error_body
 from dynamo_epp.server import access_log
 from dynamo_epp.server.access_log import AccessEntry
 from dynamo_epp.server.health import Health
-from dynamo_epp.server.transport import Call, Handler, Server
+from dynamo_epp.server.transport import Call, Handler, Server, Status
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +139,14 @@ class _Processing:
         if self._exchange.closed:
             self._end()
 
+    def unreadable(self, status: Status, reason: str) -> None:
+        log.error("the proxy sent %s", reason)
+        code = 413 if status is Status.RESOURCE_EXHAUSTED else 500
+        refusal = Refusal(code, error_body(code, f"the gateway sent {reason}"))
+        self._call.send(wire.immediate(refusal))
+        self._call.finish()
+        self.broken()
+
     def half_closed(self) -> None:
         self._end()
 
@@ -212,6 +220,9 @@ class _AccessLogs:
                 self._on_access(entry)
             except Exception:
                 log.exception("an access-log entry was not understood")
+
+    def unreadable(self, status: Status, reason: str) -> None:
+        pass
 
     def half_closed(self) -> None:
         self._call.send(b"")

@@ -28,7 +28,6 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import (
-    ConnectionTerminated,
     DataReceived,
     Event,
     RemoteSettingsChanged,
@@ -39,7 +38,7 @@ from h2.events import (
 )
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
-from hyperframe.frame import GoAwayFrame
+from hyperframe.frame import Frame, GoAwayFrame
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +86,10 @@ class Handler(Protocol):
 
     def message(self, data: bytes) -> None: ...
 
+    def unreadable(self, status: Status, reason: str) -> None:
+        """A message came that can't be taken, also to one who holds. If this does not end the
+        call, it ends with ``status`` and ``reason``."""
+
     def half_closed(self) -> None:
         """The client will send no more. It may still wait for answers."""
 
@@ -129,7 +132,7 @@ class Call:
         self._waiting: deque[bytes] = deque()  # messages for a handler that holds
         self._held = False
         self._client_done = False  # the client's last byte has come
-        self._half_closed = False  # and so has all before it
+        self._half_closed = False  # and so has all before it, and the handler is to hear of it
         self._unacknowledged = 0  # bytes that came and for which there is no new window yet
         self._started = False  # response headers are sent
         self._queue: deque[bytes | memoryview] = deque()  # of the body, for want of a window
@@ -163,7 +166,8 @@ class Call:
 
     def release(self) -> None:
         self._held = False
-        self._deliver()
+        with self._connection.guarded(self):
+            self._deliver()
         self._acknowledge()
         self._connection.write_soon()
 
@@ -221,9 +225,9 @@ class Call:
         if self._trailers is not None:
             h2.send_headers(self._id, self._trailers, end_stream=True)
             self._trailers = None
+            self._connection.over(self._id)
             if not self._client_done:  # RFC 9113 section 8.1: it need not go on
                 h2.reset_stream(self._id, ErrorCodes.NO_ERROR)
-            self._connection.over(self._id)
 
     # --- inside
 
@@ -243,7 +247,7 @@ class Call:
             compressed, length = _PREFIX.unpack_from(data, at)
             if length > limit:
                 what = f"a message of {length} bytes; at most {limit} are taken"
-                self.finish(Status.RESOURCE_EXHAUSTED, what)
+                self._refuse(Status.RESOURCE_EXHAUSTED, what)
             elif len(data) - at - 5 < length:
                 break
             else:
@@ -256,16 +260,21 @@ class Call:
 
     def _take(self, compressed: int, message: bytes) -> None:
         if compressed:
-            self.finish(Status.UNIMPLEMENTED, "compressed messages are not understood")
+            self._refuse(Status.UNIMPLEMENTED, "a compressed message, which is not understood")
         elif self._held:
             self._waiting.append(message)
         else:
             self.handler.message(message)
 
+    def _refuse(self, status: Status, reason: str) -> None:
+        self.handler.unreadable(status, reason)
+        self.finish(status, reason)
+
     def _deliver(self) -> None:
         while self._waiting and not self._held:
             self.handler.message(self._waiting.popleft())
         if self._half_closed and not self._held and not self.finished:
+            self._half_closed = False  # it is told once
             self.handler.half_closed()
 
     def _acknowledge(self) -> None:
@@ -279,15 +288,20 @@ class Call:
 
 
 class _H2(H2Connection):
-    """h2 as it is, but for the count of open streams: it looks at each of them whenever one more
-    opens. Here they are counted anew when as many have opened as there are, which costs the same
-    for each however many there are."""
+    """h2 as it is, but for two things."""
 
     _opened = 0
     _counted = 0
 
+    def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:
+        """A client's GOAWAY is about streams that a server opens (RFC 9113 section 6.8), of which
+        there are none: its calls go on. h2 would take the connection for closed."""
+        return [], []
+
     @property
     def open_inbound_streams(self) -> int:
+        """h2 looks at all streams whenever one more opens. Here they are counted anew when as many
+        have opened as there are, which costs the same for each however many there are."""
         self._opened += 1
         if self._opened >= min(len(self.streams), CALLS_LIMIT // 10):
             self._opened = 0
@@ -297,13 +311,14 @@ class _H2(H2Connection):
 
 class Connection(asyncio.Protocol):
     """One client's connection. ``message_limit`` bounds a message to the server, in bytes;
-    ``call_over`` and ``closed`` hear of what their names say."""
+    ``opened``, ``call_over`` and ``closed`` hear of what their names say."""
 
     def __init__(
         self,
         accept: Accept,
         message_limit: int,
         *,
+        opened: Callable[[Connection], None],
         call_over: Callable[[], None],
         closed: Callable[[Connection], None],
     ) -> None:
@@ -317,15 +332,17 @@ class Connection(asyncio.Protocol):
         )
         self.message_limit = message_limit
         self.calls: dict[int, Call] = {}
-        self.blocked: dict[int, Call] = {}  # those that wait for a window; the first came first
+        self.blocked: dict[int, Call] = {}  # those that wait for a window; the first is next
         self.full = False
         """The client reads too slowly for more to be written."""
         self._accept = accept
+        self._opened = opened
         self._call_over = call_over
         self._closed = closed
         self._transport: asyncio.Transport | None = None
         self._taking = False  # what is sent now is written when all that came was taken in
         self._write_due = False
+        self._widened = False  # there may be room for several calls that had none
         self._draining = False
 
     # --- asyncio.Protocol
@@ -342,16 +359,22 @@ class Connection(asyncio.Protocol):
                 SettingCodes.MAX_HEADER_LIST_SIZE: HEADERS_LIMIT,
             },
         )
+        # h2 takes up no initial values by itself.
         self.h2.max_inbound_frame_size = FRAME_LIMIT
+        self.h2.decoder.max_header_list_size = HEADERS_LIMIT
         self.h2.initiate_connection()
         self.h2.increment_flow_control_window(CONNECTION_WINDOW - 65_535)
         self._write()
+        self._opened(self)
 
     def data_received(self, data: bytes) -> None:
         self._taking = True
         try:
             for event in self.h2.receive_data(data):
                 self._take(event)
+            if self._widened:
+                self._widened = False
+                self._unblock()
         except ProtocolError as error:
             log.info("a client broke HTTP/2: %s", error)
             self.close()
@@ -379,7 +402,7 @@ class Connection(asyncio.Protocol):
         self.blocked.clear()
         while self.calls:
             _, call = self.calls.popitem()
-            with self._guarded(call):
+            with self.guarded(call):
                 call.client_left()
         self._closed(self)
 
@@ -396,6 +419,15 @@ class Connection(asyncio.Protocol):
         self.calls.pop(stream_id, None)
         self.blocked.pop(stream_id, None)
         self._call_over()
+
+    @contextlib.contextmanager
+    def guarded(self, call: Call) -> Iterator[None]:
+        """A handler that fails ends its own call and no other."""
+        try:
+            yield
+        except Exception:
+            log.exception("a call failed")
+            call.finish(Status.INTERNAL, "the server failed; its log says how")
 
     # --- for the server
 
@@ -414,19 +446,20 @@ class Connection(asyncio.Protocol):
             self._transport.write(last.serialize())
 
     def close(self) -> None:
-        """End what lasts, cut what still runs."""
+        """End what lasts, cut what still runs. The client has ``CLOSE_S`` to read what was sent."""
         for call in list(self.calls.values()):
             if call.handler.lasting:
                 call.finish()
         self._write()
         if self._transport is not None:
             self._transport.close()
-
-    def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
+            asyncio.get_running_loop().call_later(CLOSE_S, self._abort)
 
     # --- inside
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
 
     def _take(self, event: Event) -> None:
         if isinstance(event, DataReceived):
@@ -434,7 +467,7 @@ class Connection(asyncio.Protocol):
             if call is None:
                 self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
                 return
-            with self._guarded(call):
+            with self.guarded(call):
                 last = event.stream_ended is not None
                 call.received(event.data, event.flow_controlled_length, last)
         elif isinstance(event, RequestReceived):
@@ -442,26 +475,30 @@ class Connection(asyncio.Protocol):
         elif isinstance(event, StreamEnded):
             call = self.calls.get(event.stream_id)
             if call is not None:
-                with self._guarded(call):
+                with self.guarded(call):
                     call.client_finished()
         elif isinstance(event, StreamReset):
             call = self.calls.get(event.stream_id)
             self.over(event.stream_id)
             if call is not None:
-                with self._guarded(call):
+                with self.guarded(call):
                     call.client_left()
+        elif isinstance(event, WindowUpdated) and event.stream_id:
+            call = self.blocked.pop(event.stream_id, None)
+            if call is not None:
+                call.push()
         elif isinstance(event, WindowUpdated | RemoteSettingsChanged):
-            self._unblock()
-        elif isinstance(event, ConnectionTerminated) and self._transport is not None:
-            self._transport.close()  # h2 would take nothing more from us
+            self._widened = True
 
     def _begin(self, stream_id: int, headers: dict[bytes, bytes]) -> None:
-        if self._draining:
-            self.h2.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
-            return
         is_grpc = headers.get(b"content-type", b"").startswith(b"application/grpc")
-        if headers.get(b":method") != b"POST" or not is_grpc:
-            self.h2.send_headers(stream_id, [(b":status", b"415")], end_stream=True)
+        if self._draining or headers.get(b":method") != b"POST" or not is_grpc:
+            with contextlib.suppress(ProtocolError):  # it may have been all, or left already
+                if self._draining:
+                    self.h2.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
+                else:
+                    self.h2.send_headers(stream_id, [(b":status", b"415")], end_stream=True)
+                    self.h2.reset_stream(stream_id, ErrorCodes.NO_ERROR)
             return
         path = headers.get(b":path", b"").decode("ascii", "replace")
         call = Call(self, stream_id)
@@ -472,18 +509,12 @@ class Connection(asyncio.Protocol):
             call.handler = handler
             self.calls[stream_id] = call
 
-    @contextlib.contextmanager
-    def _guarded(self, call: Call) -> Iterator[None]:
-        """A handler that fails ends its own call and no other."""
-        try:
-            yield
-        except Exception:
-            log.exception("a call failed")
-            call.finish(Status.INTERNAL, "the server failed; its log says how")
-
     def _unblock(self) -> None:
-        waiting, self.blocked = self.blocked, {}
-        for call in waiting.values():
+        """Those that wait go on while there is room; who had some waits behind who had none."""
+        for stream_id, call in list(self.blocked.items()):
+            if self.full or self.h2.outbound_flow_control_window <= 0:
+                return
+            del self.blocked[stream_id]
             call.push()
 
     def _write(self) -> None:
@@ -500,6 +531,7 @@ class Server:
         self._accept = accept
         self._message_limit = message_limit
         self._listening: asyncio.Server | None = None
+        self._stopped = False
         self._connections: set[Connection] = set()
         self._ended = asyncio.Event()  # a call or a connection has
 
@@ -526,18 +558,15 @@ class Server:
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, let those that end by themselves end for ``grace_s``, cut the rest."""
+        self._stopped = True
         if self._listening is not None:
             self._listening.close()
-            self._listening = None
         for connection in self._connections:
             connection.drain()
         await self._until(lambda: not any(each.busy for each in self._connections), grace_s)
         for connection in list(self._connections):
             connection.close()
-        if not await self._until(lambda: not self._connections, CLOSE_S):
-            for connection in list(self._connections):
-                connection.abort()
-            await self._until(lambda: not self._connections, CLOSE_S)
+        await self._until(lambda: not self._connections, 2 * CLOSE_S)
 
     async def _until(self, done: Callable[[], bool], timeout_s: float) -> bool:
         """Whether ``done`` came true in time, as calls and connections end."""
@@ -549,14 +578,19 @@ class Server:
         return done()
 
     def _connect(self) -> Connection:
-        connection = Connection(
+        return Connection(
             self._accept,
             self._message_limit,
+            opened=self._connected,
             call_over=self._ended.set,
             closed=self._disconnected,
         )
+
+    def _connected(self, connection: Connection) -> None:
         self._connections.add(connection)
-        return connection
+        if self._stopped:  # its TLS handshake was still going on
+            connection.drain()
+            connection.close()
 
     def _disconnected(self, connection: Connection) -> None:
         self._connections.discard(connection)
