@@ -175,9 +175,10 @@ class Node:
     def _children(self) -> list[int]:
         return descendants(self.program.pid)
 
-    def signal(self, number: signal.Signals) -> None:
-        """To the engine alone; a launcher goes on."""
-        os.kill(self.engine(), number)
+    def signal(self, number: signal.Signals, *, whole: bool = False) -> None:
+        """To the engine alone, or to the whole pod."""
+        for pid in [*self._children(), self.program.pid] if whole else [self.engine()]:
+            os.kill(pid, number)
 
     def fail_metrics(self, how: str) -> None:
         """From now on: `503`, `hang`, or "" for none of it."""
@@ -312,6 +313,15 @@ class Deployment:
         """Right after its end, as a kubelet does the first time; return when it is ready."""
         await self.picker.start()
         await self.picker.answering(f"{self.status_url}/ready")
+
+    async def workers(self) -> list[dict[str, Any]]:
+        """As the picker shows them."""
+        async with (
+            aiohttp.ClientSession() as client,
+            client.get(f"{self.status_url}/debug/workers") as answer,
+        ):
+            shown: list[dict[str, Any]] = (await answer.json())["workers"]
+            return shown
 
     async def metric(self, name: str, **labels: str) -> float:
         """Of the picker; 0 if it says nothing of it."""

@@ -42,6 +42,8 @@ class Attempt:
     request: int
     """The same for each time that one request is sent."""
     sent: float
+    head: float = 0.0
+    """The head of a good answer; 0: none came."""
     first: float = 0.0
     """First byte of the answer's body; 0: none came."""
     ended: float = 0.0
@@ -58,8 +60,8 @@ class Attempt:
 
     @property
     def lost(self) -> bool:
-        """Answered in part: sending it again would answer twice."""
-        return bool(self.problem and self.first)
+        """It had a good answer that broke off. Proxies and clients send nothing again then."""
+        return bool(self.problem and self.head)
 
 
 @dataclass
@@ -159,7 +161,7 @@ class Conversations:
     async def _answer(self, number: int, messages: list[dict[str, str]]) -> tuple[str | None, bool]:
         """The answer, None if there is none; and false if another conversation began meanwhile.
 
-        What failed before the first byte of an answer is sent again, as every client does.
+        What failed before an answer began is sent again, as every client does.
         """
         give_up, in_time = time.monotonic() + GIVEN_UP_S, True
         request = next(self._requests)
@@ -204,6 +206,7 @@ class Conversations:
             if response.status != 200:
                 attempt.problem = f"{response.status} {(await response.text())[:200]}"
                 return None
+            attempt.head = time.monotonic()
             async for line in response.content:
                 attempt.first = attempt.first or time.monotonic()
                 data = line.strip().removeprefix(b"data: ")

@@ -91,8 +91,12 @@ class WorkerLoad:
         self.figures, self.observed_at, self.in_hand_then = UNTOLD, None, 0.0
         self.waiting = self.kv_blocks_used = self.others_requests = self.others_blocks = 0
 
+    def age(self, now: float) -> float | None:
+        """Seconds since the engine's figures were true; None: it never told any."""
+        return None if self.observed_at is None else now - self.observed_at
+
     def told_lately(self, now: float) -> bool:
-        """Whether the engine's figures may be believed."""
+        """Whether they may be believed."""
         return self.observed_at is not None and now - self.observed_at <= STALE_S
 
     def grow_old(self, now: float) -> None:

@@ -1,4 +1,4 @@
-"""The middleware in the engine: what it reports, and that it changes nothing."""
+"""The middleware in the engine: what it reports, and that it changes no byte."""
 
 from __future__ import annotations
 
@@ -221,6 +221,37 @@ async def test_a_stream_that_is_cut_is_finished_all_the_same(
     if end == "raised":
         assert isinstance(outcome, RuntimeError)
     assert (await launcher.next("d"))[2:] == ["r2-1", -1, -1, -1, middleware.LEFT_EARLY]
+
+
+@pytest.mark.usefixtures("launcher")
+async def test_the_head_of_a_stream_waits_for_its_first_event(load: Load) -> None:
+    """As long as nothing was sent, a proxy may ask another engine."""
+    sent, computed = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Send) -> None:
+        await send(start("text/event-stream; charset=utf-8"))
+        await send(body(b"", more=True))
+        sent.set()
+        await computed.wait()
+        await send(body(b"data: {}\n\n", more=True))
+        await send(body(b"data: [DONE]\n\n"))
+
+    call = Call(load(app), "/v1/chat/completions", "p-1")
+    running = asyncio.create_task(call.run())
+    await sent.wait()
+    assert call.sent == []
+    computed.set()
+    assert [m.get("status") or m["body"] for m in await running] == [
+        200,
+        b"data: {}\n\n",
+        b"data: [DONE]\n\n",
+    ]
+
+
+@pytest.mark.usefixtures("launcher")
+async def test_a_stream_without_events_has_a_head_all_the_same(load: Load) -> None:
+    call = Call(load(answer([start("text/event-stream"), body(b"")])), "/v1/completions", None)
+    assert await call.run() == [start("text/event-stream"), body(b"")]
 
 
 async def test_a_client_that_leaves_before_the_answer_is_a_499(

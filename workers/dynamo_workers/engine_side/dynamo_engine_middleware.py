@@ -13,7 +13,9 @@ has none of it; msgspec and pyzmq are there because vLLM itself needs them.
 Reports leave through a ZeroMQ PUSH socket (address: ``DYN_ENGINE_REPORT_SOCKET``; unset: this
 module does nothing). They are never waited for: a report that can't be queued is dropped and
 counted, and a periodic progress report lists every request in flight, so that a lost report is
-healed within a tick. Requests and responses pass through unchanged.
+healed within a tick. Requests and responses pass through unchanged, but for one thing: the head of
+a stream of events waits for the first of them. An engine sends it when the request arrives, and
+from then on no proxy may give the request to another engine, though nothing is computed yet.
 
 Reports are msgpack arrays, the first element names the kind, the second is this process's id:
 
@@ -249,10 +251,7 @@ class Flight:
             return
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            self._sse = any(
-                name.lower() == b"content-type" and value.startswith(b"text/event-stream")
-                for name, value in message.get("headers", ())
-            )
+            self._sse = is_event_stream(message)
         elif message["type"] == "http.response.body":
             body = message.get("body", b"")
             if body:
@@ -282,8 +281,17 @@ class Flight:
             self._reports.done(self, read_usage(self._tail), status)
 
 
+def is_event_stream(start: Message) -> bool:
+    """Whether a response that starts so is a stream of server-sent events."""
+    return any(
+        name.lower() == b"content-type" and value.startswith(b"text/event-stream")
+        for name, value in start.get("headers", ())
+    )
+
+
 class EngineLoad:
-    """Pure ASGI middleware. Refuses nothing, adds nothing, and waits for nothing."""
+    """Pure ASGI middleware. Refuses nothing and adds nothing; heads of streams wait for their
+    first event."""
 
     def __init__(self, app: App) -> None:
         self.app = app
@@ -316,7 +324,21 @@ class EngineLoad:
                 flight.end(LEFT_EARLY)  # no effect where the response was complete
             return message
 
+        head: Message | None = None
+
         async def watched_send(message: Message) -> None:
+            nonlocal head
+            if message["type"] == "http.response.start" and is_event_stream(message):
+                head = message
+                return
+            if head is not None:
+                if not message.get("body") and message.get("more_body", False):
+                    return
+                start, head = head, None
+                await pass_on(start)
+            await pass_on(message)
+
+        async def pass_on(message: Message) -> None:
             await send(message)
             flight.watch(message)
 
