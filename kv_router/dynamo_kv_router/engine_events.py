@@ -220,6 +220,7 @@ class EngineEventSource:
         self._idle_s = idle_s
         self._next = 0  # number of the batch that should come
         self._last = b""  # payload of the one before
+        self._replay_answers = True  # until it did not
         self.undecodable = 0
         self.gaps = 0
 
@@ -252,7 +253,7 @@ class EngineEventSource:
                 # Not a timeout around the reception: cancelled, that can lose a message.
                 if self.replays and not await socket.poll(wait_s * 1e3):
                     wait_s = self._idle_s
-                    async for item in self._unheard():
+                    async for item in self._unheard(await self._asked_while_quiet(socket)):
                         yield item
                     continue
                 wait_s = self._quiet_s
@@ -283,11 +284,25 @@ class EngineEventSource:
         for item in self._take(seq, payload):
             yield item
 
-    async def _unheard(self) -> AsyncIterator[Item]:
+    async def _asked_while_quiet(
+        self, socket: zmq.asyncio.Socket
+    ) -> list[tuple[int, bytes]] | None:
+        """The replay from ``_start`` on; ``None`` if the engine does not answer, or says something
+        before it does: that must not wait."""
+        asking = asyncio.ensure_future(self._replay(self._start))
+        hearing = asyncio.ensure_future(socket.poll())
+        try:
+            await asyncio.wait({asking, hearing}, return_when=asyncio.FIRST_COMPLETED)
+            return asking.result() if asking.done() else None
+        finally:
+            asking.cancel()
+            hearing.cancel()
+            await asyncio.gather(asking, hearing, return_exceptions=True)
+
+    async def _unheard(self, replayed: list[tuple[int, bytes]] | None) -> AsyncIterator[Item]:
         """What a quiet engine has said that did not arrive here."""
-        replayed = await self._replay(self._start)
         if replayed is None:
-            return  # it does not answer; whoever asks it other things will know that
+            return
         if self._next and not replayed:
             yield Restarted()  # it does not have what it said last, nor anything since
             self._next = 0
@@ -355,8 +370,11 @@ class EngineEventSource:
                         break
                     batches.append((int.from_bytes(frames[-2], "big"), frames[-1]))
         except TimeoutError:
-            log.warning("%s: no replay within %g s", self._replay_endpoint, self._timeout_s)
+            if self._replay_answers:
+                log.warning("%s: no replay within %g s", self._replay_endpoint, self._timeout_s)
+            self._replay_answers = False
             return None
         finally:
             socket.close()
+        self._replay_answers = True
         return batches

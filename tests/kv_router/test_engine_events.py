@@ -36,6 +36,7 @@ class FakeEngine:
         self.seq = 0
         self.buffer: list[tuple[int, bytes]] = []
         self.replays = 0
+        self.mute = False  # answers no request for a replay
         self.asked: asyncio.Queue[int] = asyncio.Queue()  # from where on
         self._tasks: list[asyncio.Task] = []
 
@@ -59,6 +60,8 @@ class FakeEngine:
             client, _, start = await self._router.recv_multipart()
             self.replays += 1
             self.asked.put_nowait(int.from_bytes(start, "big"))
+            if self.mute:
+                continue
             topic = [self.topic] if self.topic_in_replay else []
             for seq, payload in self.buffer:
                 if seq >= int.from_bytes(start, "big"):
@@ -240,6 +243,20 @@ async def test_a_lost_last_batch_is_asked_for_once_the_engine_is_quiet(tmp_path)
         assert await listener.take(3) == [Gap(), (1, 101), (2, 102)]
         await engine.say(103)
         assert await listener.take(1) == [(3, 103)]
+
+
+async def test_what_an_engine_says_does_not_wait_for_a_replay_that_never_comes(tmp_path):
+    async with running(tmp_path) as engine, listening(engine, quiet_s=0.02) as listener:
+        await engine.subscribed()
+        assert await listener.take(1) == [Caught()]
+        assert await engine.asked.get() == 0
+        engine.mute = True
+        await engine.say(100)
+        assert await listener.take(1) == [(0, 100)]
+        async with asyncio.timeout(3):  # less than it would wait
+            assert await engine.asked.get() == 0
+            await engine.say(101)
+            assert await listener.take(1) == [(1, 101)]
 
 
 @pytest.mark.parametrize("said", [0, 1, 3, 5])
