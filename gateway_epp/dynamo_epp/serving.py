@@ -48,6 +48,7 @@ from dynamo_epp.endpoints.pool import Follower, Pool
 from dynamo_epp.endpoints.stock import StockFollower
 from dynamo_epp.endpoints.streams import StreamFollower
 from dynamo_epp.endpoints.worker import Worker
+from dynamo_epp.events import EventPoster
 from dynamo_epp.explain import Journal
 from dynamo_epp.extproc import PickRequest, Refusal, Route
 from dynamo_epp.metrics import PickerMetrics
@@ -55,6 +56,7 @@ from dynamo_epp.models import ModelRules
 from dynamo_epp.models.watch import follow_rules
 from dynamo_epp.picker import KvPicker
 from dynamo_epp.pool_metrics import PoolMetrics
+from dynamo_epp.problems import Told, problems
 from dynamo_epp.scheduling.disagg import DisaggPolicy
 from dynamo_epp.server import AccessEntry
 from dynamo_epp.status_routes import add_status_routes
@@ -64,6 +66,8 @@ from dynamo_epp.tokenize import TokenizerSource, TokenizeThreads
 log = logging.getLogger(__name__)
 
 GAUGES_EVERY_S = 1.0
+TELL_EVERY_S = 5.0
+"""How often it is looked for problems that people should hear of."""
 RULES_RETRY_S = 5.0
 START_RULES_S = 5.0
 """How long a start waits for what people say of models; without it a rewritten name is a 404."""
@@ -448,6 +452,8 @@ class ServingKvPicker:
         ]
         if self._settings.ruled_pool:
             self._tasks.append(asyncio.create_task(self._follow_rules()))
+        if self._settings.discovery_backend != "file":
+            self._tasks.append(asyncio.create_task(self._tell_people()))
         self._lifecycle.set_not_ready("waiting for the caches of workers that are ready already")
         if not await self._pool.wait_warm(START_WARM_S):
             silent = [w.name for w in self._pool.workers.values() if not w.live]
@@ -485,6 +491,38 @@ class ServingKvPicker:
 
     def released(self, route: Route) -> None:
         self._picker.released(route)
+
+    async def _tell_people(self) -> None:
+        """Events for what lasts."""
+        settings, told = self._settings, Told()
+        config = settings.config
+        by_cache = config.scheduler.reads_prompt if config else settings.policy.mode == "kv"
+        while True:
+            try:
+                client = await KubernetesClient.from_environment(user_agent="dynamo-picker")
+                async with client:
+                    poster = EventPoster(client, self._pool_of(client))
+                    while True:
+                        found = problems(
+                            self._pool.workers.values(),
+                            differing=self._tokenization.differing(),
+                            missing=self._tokenization.missing(),
+                            by_cache=by_cache,
+                        )
+                        for notice in told.news(found, time.monotonic()):
+                            await poster.post(notice)
+                        await asyncio.sleep(TELL_EVERY_S)
+            except Exception:
+                log.exception("events are not told; beginning anew")
+            await asyncio.sleep(RULES_RETRY_S)
+
+    def _pool_of(self, client: KubernetesClient) -> tuple[str, str, str] | None:
+        """What events are about, if it is a pool."""
+        settings = self._settings
+        if settings.discovery_backend != "inference-pool":
+            return None
+        namespace = settings.pool_namespace or client.namespace
+        return namespace, settings.pool_group, settings.pool_name
 
     async def _drain_gate(self) -> None:
         await self._lifecycle.stop_requested.wait()

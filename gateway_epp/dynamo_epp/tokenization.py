@@ -91,6 +91,18 @@ class Tokenization:
         self._infos: dict[Worker, WorkerInfo] = {}  # of workers that serve their model's files
         self._turn = 0
 
+    def differing(self) -> list[str]:
+        """Of which requests the tokens differ from the engine's, in sentences."""
+        return [
+            f"{model}, {kind.value}: {trust.reason}"
+            for (model, kind), trust in self._trust.items()
+            if trust.state is Trust.MISMATCH
+        ]
+
+    def missing(self) -> list[str]:
+        """Why tokenizers that workers serve could not be loaded."""
+        return [failure.message for failure in self._failures.values()]
+
     def stop(self) -> None:
         for task in self._loads.values():
             task.cancel()

@@ -107,7 +107,8 @@ def test_rights_are_the_least_that_do(graph: Any, platform: Platform) -> None:
     roles = of_kind(rendered, "Role")
     assert list(roles) == ["g-frontend", "g-planner"]
     watch = {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}
-    assert roles["g-frontend"]["rules"] == [watch]
+    tell = {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]}
+    assert roles["g-frontend"]["rules"] == [watch, tell]
     [rule] = roles["g-planner"]["rules"]
     assert rule["resources"] == ["dynamographdeploymentscalingadapters/scale"]
     assert rule["resourceNames"] == ["g-worker"]

@@ -6,7 +6,6 @@ Level-triggered: all it gets is a key.
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from typing import Any
 
 from dynamo_runtime.kubernetes import resources
 from dynamo_runtime.kubernetes.client import ApiError, ApiUnreachable, KubernetesClient
+from dynamo_runtime.kubernetes.events import event
 from pydantic import ValidationError
 
 from dynamo_operator.reconcile.apply import Applier, NamespaceGoing
@@ -155,34 +155,17 @@ class Reconciler:
 
     async def _post(self, observed: Observed, text: EventText, now: datetime) -> None:
         """An Event for people. It is lost rather than a reason to fail."""
-        stamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
-        event = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {
-                "name": f"{observed.name[:230]}.{secrets.token_hex(8)}",
-                "namespace": observed.namespace,
-            },
-            "involvedObject": {
-                "apiVersion": observed.raw["apiVersion"],
-                "kind": observed.raw["kind"],
-                "name": observed.name,
-                "namespace": observed.namespace,
-                "uid": observed.uid,
-                "resourceVersion": observed.raw["metadata"].get("resourceVersion", ""),
-            },
-            "type": text.type,
-            "reason": text.reason,
-            "message": text.message[:1024],
-            "count": 1,
-            "firstTimestamp": stamp,
-            "lastTimestamp": stamp,
-            "source": {"component": COMPONENT},
-            "reportingComponent": COMPONENT,
-            "reportingInstance": self._identity,
-        }
+        told = event(
+            observed.raw,
+            text.type,
+            text.reason,
+            text.message,
+            component=COMPONENT,
+            instance=self._identity,
+            now=now,
+        )
         try:
-            await self._client.create(event)
+            await self._client.create(told)
         except ApiUnreachable:
             raise
         except ApiError as error:

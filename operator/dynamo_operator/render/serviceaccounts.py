@@ -1,7 +1,8 @@
 """Service accounts and their rights: as few as the component's job takes.
 
-A frontend and a picker watch pods, a picker also what people say of models; a planner sets the
-scale of the graph's own adapters; a worker asks Kubernetes for nothing and gets no account.
+A frontend and a picker watch pods and tell people of problems, a picker also watches what people
+say of models; a planner sets the scale of the graph's own adapters; a worker asks Kubernetes for
+nothing and gets no account.
 """
 
 from collections.abc import Sequence
@@ -19,13 +20,17 @@ def _watched(group: str, *resources: str) -> Json:
     return {"apiGroups": [group], "resources": [*resources], "verbs": [*_WATCH]}
 
 
+def _told() -> Json:
+    return {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]}
+
+
 def _rules(part: Part, graph: Graph, parts: Sequence[Part]) -> list[Json]:
     match part.kind:
         case "frontend":
-            return [_watched("", "pods")]
+            return [_watched("", "pods"), _told()]
         case "epp":
             rules = (_watched(group, *names.MODEL_RULES) for group in names.MODEL_RULE_GROUPS)
-            return [_watched("", "pods"), *rules]
+            return [_watched("", "pods"), *rules, _told()]
         case "planner":
             adapters = sorted(
                 names.adapter_name(graph.name, other.spec.name)
