@@ -38,7 +38,8 @@ RATE, SECONDS, SETTLE_S = 25.0, 7.0, 1.5
 """Requests a second for each model; each takes a second."""
 LOOK_S = 0.2
 OURS, STOCK = 1.15, 1.2
-"""Of one frontend's spread. By chance (Poisson, four each on six workers) it would be 1.3 times that."""
+"""Of one frontend's spread. By chance (Poisson, four each on six workers) it would be 1.3 times
+that."""
 PROFILE = {
     "prefill_tokens_per_s": 20_000.0,
     "prefill_overhead_s": 0.005,

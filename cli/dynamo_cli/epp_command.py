@@ -60,7 +60,6 @@ WITHOUT_COUNTERPART: dict[str, str] = {
 REFUSED: dict[str, str] = {
     "--metrics-cert-dir": "metrics are served in plain text; put a proxy before the port",
     "--metrics-client-ca-file": "metrics are served to whoever reaches the port",
-    "--tls-cipher-suites": "the suites are gRPC's; set GRPC_SSL_CIPHER_SUITES in OpenSSL's names",
 }
 """Flags whose users rely on them -> why they can't be had."""
 
@@ -223,7 +222,14 @@ def epp(
         bool, typer.Option(help="Use certificates that replace those in --cert-path.")
     ] = False,
     tls_min_version: Annotated[
-        str, typer.Option(help="VersionTLS12; nothing older is ever spoken.")
+        str, typer.Option(help="VersionTLS12 or VersionTLS13; nothing older is ever spoken.")
+    ] = "",
+    tls_cipher_suites: Annotated[
+        str,
+        typer.Option(
+            help="Suites of TLS 1.2, separated by commas, as Go names them; those of TLS 1.3 are "
+            "always on."
+        ),
     ] = "",
     config_file: Annotated[
         Path | None,
@@ -350,14 +356,19 @@ def epp(
         error = error or (f"{name} can't be had: {REFUSED[name]}" if name in REFUSED else "")
     if error:
         raise typer.BadParameter(error)
-    _check_tls_version(tls_min_version)
     backend = _backend(pool_name, endpoint_selector, endpoints_file, graph)
     settings = GatewaySettings(
         host=host,
         grpc_port=grpc_port,
         health_port=grpc_health_port,
         status_port=metrics_port,
-        tls=Tls(secure_serving, cert_path, enable_cert_reload),
+        tls=Tls(
+            secure_serving,
+            cert_path,
+            enable_cert_reload,
+            only_1_3=only_tls_1_3(tls_min_version),
+            ciphers=cipher_suites(tls_cipher_suites),
+        ),
         body_limit=size(grpc_max_recv_msg_size),
         drain_seconds=duration(drain_timeout),
         drain_accept_seconds=duration(drain_accept),
@@ -450,12 +461,44 @@ def _backend(pool: str, selector: str, file: Path | None, graph: str) -> str:
     )
 
 
-def _check_tls_version(version: str) -> None:
+def only_tls_1_3(version: str) -> bool:
+    """What a name of Go's says of TLS 1.2. Raises ``typer.BadParameter``."""
     if version in ("", "VersionTLS10", "VersionTLS11", "VersionTLS12"):
-        return
+        return False
     if version == "VersionTLS13":
-        raise typer.BadParameter(
-            "--tls-min-version VersionTLS13 can't be had: gRPC's Python library speaks TLS 1.2 and "
-            "1.3 and can't be kept from either"
-        )
-    raise typer.BadParameter(f"--tls-min-version {version} is unknown; write VersionTLS12")
+        return True
+    raise typer.BadParameter(
+        f"--tls-min-version {version} is unknown; write VersionTLS12 or VersionTLS13"
+    )
+
+
+_SUITES = {
+    f"TLS_{exchange}_WITH_{cipher}": f"{exchange.replace('_', '-')}-{openssl}"
+    for exchange in ("ECDHE_ECDSA", "ECDHE_RSA")
+    for cipher, openssl in {
+        "AES_128_GCM_SHA256": "AES128-GCM-SHA256",
+        "AES_256_GCM_SHA384": "AES256-GCM-SHA384",
+        "CHACHA20_POLY1305_SHA256": "CHACHA20-POLY1305",
+    }.items()
+}
+"""Those of TLS 1.2 that HTTP/2 allows (RFC 9113 appendix A): Go's name -> OpenSSL's."""
+
+
+def cipher_suites(names: str) -> tuple[str, ...]:
+    """OpenSSL's names of the suites. Raises ``typer.BadParameter``."""
+    asked = [name.strip() for name in names.split(",") if name.strip()]
+    found = []
+    for name in asked:
+        full = f"{name}_SHA256" if name.endswith("CHACHA20_POLY1305") else name
+        if full in ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", _CHACHA_1_3):
+            continue  # of TLS 1.3: on anyhow
+        if full not in _SUITES:
+            raise typer.BadParameter(
+                f"--tls-cipher-suites: {name} is none that HTTP/2 allows; "
+                f"use of {', '.join(_SUITES)}"
+            )
+        found.append(_SUITES[full])
+    return tuple(found)
+
+
+_CHACHA_1_3 = "TLS_CHACHA20_POLY1305_SHA256"

@@ -31,11 +31,21 @@ def write(folder: Path, pair: tuple[bytes, bytes]) -> bytes:
     return pair[0]
 
 
-async def shown(host: str) -> bytes:
-    """The certificate that the port shows, PEM, spoken as a gateway does."""
+def context() -> ssl.SSLContext:
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+
+def trusting() -> ssl.SSLContext:
+    """A client's, as a gateway that verifies nothing has it."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
+    return context
+
+
+async def shown(host: str) -> bytes:
+    """The certificate that the port shows, PEM, spoken as a gateway does."""
+    context = trusting()
     _, writer = await asyncio.open_connection(host, 9002, ssl=context)
     try:
         connection = writer.get_extra_info("ssl_object")
@@ -47,7 +57,7 @@ async def shown(host: str) -> bytes:
 
 def test_a_self_signed_pair_fits_together(tmp_path: Path) -> None:
     certificate = write(tmp_path, self_signed(now()))
-    CertificateFolder(tmp_path)
+    CertificateFolder(tmp_path, context)
     parsed = x509.load_pem_x509_certificate(certificate)
     assert parsed.not_valid_before_utc < now() < parsed.not_valid_after_utc - timedelta(days=3000)
 
@@ -83,7 +93,7 @@ def test_nobody_is_asked_for_the_password_of_a_key(tmp_path: Path) -> None:
     )
     write(tmp_path, (certificate, locked))
     with pytest.raises(InvalidCertificate, match="are no certificate and its key"):
-        CertificateFolder(tmp_path)
+        CertificateFolder(tmp_path, context)
 
 
 @pytest.mark.parametrize(
@@ -101,3 +111,25 @@ def test_what_can_not_be_used_is_named(
     (tmp_path / "tls.key").write_bytes(key)
     with pytest.raises(InvalidCertificate, match=said):
         server_context(Tls(cert_path=tmp_path), now())
+
+
+async def test_only_what_was_asked_for_is_spoken(own_address: str) -> None:
+    server = PickerServer(TestPicker(), ready=lambda: True)
+    suites = ("ECDHE-ECDSA-AES256-GCM-SHA384",)
+    await server.start(f"{own_address}:9002", tls=server_context(Tls(ciphers=suites), now()))
+    strict = PickerServer(TestPicker(), ready=lambda: True)
+    await strict.start(f"{own_address}:9012", tls=server_context(Tls(only_1_3=True), now()))
+    try:
+        old = trusting()
+        old.maximum_version = ssl.TLSVersion.TLSv1_2
+        _, writer = await asyncio.open_connection(own_address, 9002, ssl=old)
+        assert writer.get_extra_info("cipher")[0] == suites[0]
+        writer.close()
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await asyncio.open_connection(own_address, 9012, ssl=old)
+        _, writer = await asyncio.open_connection(own_address, 9012, ssl=trusting())
+        assert writer.get_extra_info("ssl_object").version() == "TLSv1.3"
+        writer.close()
+    finally:
+        await server.stop(0)
+        await strict.stop(0)

@@ -2,6 +2,6 @@
 
 `worker` is the state of one engine, `pool` keeps it in step with the endpoint snapshots and owns
 the prefix index, `streams` follows our own workers, `stock` follows engines without our launcher.
-`pulse` asks one that says nothing whether it lives; `breaker` and `circuits` keep requests from those
-that fail or are silent.
+`pulse` asks one that says nothing whether it lives; `breaker` and `circuits` keep requests from
+those that fail or are silent.
 """

@@ -15,6 +15,10 @@ class Tls:
     """Folder with ``tls.crt`` and ``tls.key``; without one, a self-signed pair in memory."""
     reload: bool = False
     """Use certificates that replace those in the folder, from the next connection on."""
+    only_1_3: bool = False
+    """TLS 1.2 is not spoken. Nothing older ever is."""
+    ciphers: tuple[str, ...] = ()
+    """The suites of TLS 1.2 that are spoken, as OpenSSL names them; empty: OpenSSL's own choice."""
 
 
 @dataclass(frozen=True, slots=True)

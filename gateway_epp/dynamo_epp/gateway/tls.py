@@ -9,8 +9,9 @@ before: a pair that does not fit together changes nothing.
 from __future__ import annotations
 
 import logging
+import os
 import ssl
-import tempfile
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -38,29 +39,35 @@ def server_context(tls: Tls, now: datetime) -> ssl.SSLContext | None:
     if not tls.enabled:
         return None
     if tls.cert_path is None:
-        return _context_of(*self_signed(now))
-    source = CertificateFolder(tls.cert_path)
+        context = _context(tls)
+        _load(context, *self_signed(now))
+        return context
+    source = CertificateFolder(tls.cert_path, lambda: _context(tls))
     if tls.reload:
         source.context.sni_callback = source.refresh
     return source.context
 
 
-def _context() -> ssl.SSLContext:
+def _context(tls: Tls) -> ssl.SSLContext:
+    """Raises ``ValueError`` for suites that OpenSSL does not know."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2  # RFC 9113 section 9.2
+    oldest = ssl.TLSVersion.TLSv1_3 if tls.only_1_3 else ssl.TLSVersion.TLSv1_2
+    context.minimum_version = oldest  # RFC 9113 section 9.2: nothing before 1.2
+    if tls.ciphers:
+        context.set_ciphers(":".join(tls.ciphers))
     context.set_alpn_protocols(["h2"])
     return context
 
 
-def _context_of(certificate: bytes, key: bytes) -> ssl.SSLContext:
-    """The same with a pair in PEM, which Python's ssl reads from files only."""
-    context = _context()
-    with tempfile.TemporaryDirectory(prefix="dynamo-epp-") as folder:
-        files = Path(folder, CERTIFICATE), Path(folder, KEY)
-        for file, content in zip(files, (certificate, key), strict=True):
-            file.write_bytes(content)
-        context.load_cert_chain(*files)
-    return context
+def _load(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
+    """Take a pair in PEM. Python's ssl reads files only; this one is in memory, so that a key is
+    never on a disk, and none need be writable."""
+    file = os.memfd_create("tls")
+    try:
+        os.write(file, certificate + key)
+        context.load_cert_chain(f"/proc/self/fd/{file}")
+    finally:
+        os.close(file)
 
 
 def self_signed(now: datetime) -> tuple[bytes, bytes]:
@@ -94,8 +101,9 @@ def self_signed(now: datetime) -> tuple[bytes, bytes]:
 class CertificateFolder:
     """A certificate and its key in a folder, which somebody may replace."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises ``InvalidCertificate``."""
+    def __init__(self, folder: Path, make: Callable[[], ssl.SSLContext]) -> None:
+        """``make`` makes the contexts that the pair goes into. Raises ``InvalidCertificate``."""
+        self._make = make
         self._files = (folder / CERTIFICATE, folder / KEY)
         self._problem = ""
         self._version = self._stamp()
@@ -126,7 +134,7 @@ class CertificateFolder:
 
     def _read(self) -> ssl.SSLContext:
         certificate, key = self._files
-        context = _context()
+        context = self._make()
         try:
             # With a password, as OpenSSL would ask the terminal for that of an encrypted key.
             context.load_cert_chain(certificate, key, password="")
