@@ -118,7 +118,7 @@ def report(found: dict[str, list[Found]]) -> str:
             "|---|---|---|---|---|---|---|",
         ]
         for one in results:
-            also = ", ".join(f"{k.replace('_', ' ')}: {v}" for k, v in one.told.items())
+            also = "; ".join(_told(name, value) for name, value in one.told.items())
             lines.append(
                 f"| {one.fault} | {_seconds(one.correct_after)} | {one.sent} | {one.cut} "
                 f"| {one.sent_again} | {one.unanswered} | {also} |"
@@ -129,3 +129,9 @@ def report(found: dict[str, list[Found]]) -> str:
 
 def _seconds(value: float) -> str:
     return "never" if math.isinf(value) else f"{value:.2f} s"
+
+
+def _told(name: str, value: float | str) -> str:
+    """`back_after_s` 1.5 -> back after 1.5 s."""
+    words = name.removesuffix("_s").replace("_", " ")
+    return f"{words} {value} s" if name.endswith("_s") else f"{words} {value}"

@@ -150,6 +150,9 @@ def _clusters(backend: Backend) -> list[Manifest]:
     pods = {
         **_named(backend.name, f"{backend.name}-pods", backend.port),
         "load_balancing_policy": {"policies": [_policy("override_host", override)]},
+        # By default Envoy retries three requests of a cluster at a time, and gives up the others
+        # that a dying pod leaves behind. Controllers of Gateways set as much.
+        "circuit_breakers": {"thresholds": [{"max_retries": 1024}]},
     }
     return [pods, picker]
 
