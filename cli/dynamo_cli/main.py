@@ -25,6 +25,7 @@ EXTRAS = {
     "opentelemetry": "otel",
     "pydantic": "crds",
     "starlette": "worker",
+    "statsmodels": "planner",
     "tokenizers": "epp",
     "uvicorn": "worker",
     "zmq": "router",
@@ -43,6 +44,7 @@ COMMANDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "epp": ("epp_command", "epp", PASS_THROUGH | {"help_option_names": ["--help"]}),
     "worker sim": ("worker_command", "sim", PASS_THROUGH),
     "worker vllm": ("worker_command", "vllm", PASS_THROUGH),
+    "planner replay": ("planner_command", "replay", {}),
     "model tiny": ("model_command", "tiny", {}),
     "operator run": ("operator_run_command", "run", {}),
     "operator webhook": ("operator_command", "webhook", {}),
@@ -82,6 +84,10 @@ class WorkerGroup(LazyGroup):
 
 class ModelGroup(LazyGroup):
     path = "model "
+
+
+class PlannerGroup(LazyGroup):
+    path = "planner "
 
 
 class OperatorGroup(LazyGroup):
@@ -136,6 +142,7 @@ def _group(cls: type[LazyGroup], text: str) -> typer.Typer:
 GROUPS = {
     "worker": _group(WorkerGroup, "Run a worker: an engine and our launcher beside it."),
     "model": _group(ModelGroup, "Make models to try things with."),
+    "planner": _group(PlannerGroup, "Scale a graph's workers, and see why."),
     "operator": _group(OperatorGroup, "Run the operator on Kubernetes, and install it."),
 }
 

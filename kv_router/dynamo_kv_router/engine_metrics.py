@@ -1,16 +1,17 @@
 """Read the few figures we need out of an engine's Prometheus page.
 
-A full parser costs milliseconds on vLLM's thousands of lines, once a second and for each worker;
-the lines of interest begin with known names. Names are those of the model server protocol of the
-Gateway API Inference Extension (its proposal 003), for each engine that it names.
+Names are those of the model server protocol of the Gateway API Inference Extension (its proposal
+003), for each engine that it names.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from dynamo_runtime.metrics_page import LABEL, samples
 
 RUNNING = "vllm:num_requests_running"
 WAITING = "vllm:num_requests_waiting"
@@ -41,7 +42,6 @@ _FIGURES: dict[str, tuple[tuple[str, str], ...]] = {
 }
 
 _RANK = re.compile(r'engine="(\d+)"')  # vLLM's label of every series
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +56,6 @@ class EngineFigures:
     loras_waiting: frozenset[str] = frozenset()  # adapters of the requests in the queue
     max_loras: int = 0  # adapters that fit into a batch; 0: the engine does not say
     by_rank: Mapping[int, int] = field(default_factory=dict)  # rank -> requests running or waiting
-
-
-def samples(page: str, names: Iterable[str]) -> Iterator[tuple[str, str, float]]:
-    """(name, label text, value) of each sample of ``names``."""
-    wanted = set(names)
-    for line in page.splitlines():
-        if line.startswith("#"):
-            continue
-        head, labelled, rest = line.rpartition("}")
-        if labelled:
-            name, _, labels = head.partition("{")
-        else:
-            name, _, rest = line.partition(" ")
-            labels = ""
-        if name in wanted:
-            yield name, labels, float(rest.split(maxsplit=1)[0])  # a time stamp may follow
 
 
 def figures(page: str) -> EngineFigures | None:
@@ -95,7 +79,7 @@ def figures(page: str) -> EngineFigures | None:
                 usages += figure == "cache_usage"
     if not ranks:
         return None
-    lora = dict(_LABEL.findall(lora_labels))
+    lora = dict(LABEL.findall(lora_labels))
     most = lora.get("max_lora", "")
     return EngineFigures(
         running=int(sums["running"]),
@@ -116,5 +100,5 @@ def _names(csv: str) -> frozenset[str]:
 def cache_config(page: str) -> dict[str, str]:
     """The labels of ``vllm:cache_config_info``: ``block_size``, ``num_gpu_blocks``, …"""
     for _, labels, _ in samples(page, (CACHE_CONFIG,)):
-        return dict(_LABEL.findall(labels))
+        return dict(LABEL.findall(labels))
     return {}

@@ -53,13 +53,13 @@ class TimingProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if any(point.step_s < 0 for point in self.decode):
             raise ValueError("decode: step_s must not be negative")
 
-    def prefill_seconds(self, tokens: int) -> float:
+    def prefill_seconds(self, tokens: float) -> float:
         """Seconds to prefill ``tokens`` uncached tokens; 0 for none."""
         if tokens <= 0:
             return 0.0
         return self.prefill_overhead_s + tokens / self.prefill_tokens_per_s
 
-    def decode_step_seconds(self, batch: int) -> float:
+    def decode_step_seconds(self, batch: float) -> float:
         """Seconds for one token of each of ``batch`` running sequences; 0 for none."""
         points = self.decode
         if batch <= 0:
