@@ -273,6 +273,97 @@ async def test_every_message_comes_back(
     assert all(handler.was_told == ["half-closed"] for handler in client.handlers)  # type: ignore[attr-defined]
 
 
+class Obedient(Echo):
+    """Does what a message's last word says, while the rest of a read is still to come."""
+
+    def message(self, data: bytes) -> None:
+        super().message(data)
+        if data.endswith(b"hold"):
+            self.call.hold()
+        elif data.endswith(b"finish"):
+            self.call.finish()
+
+
+moves = st.tuples(
+    st.sampled_from(
+        (
+            *("say", "say finish", "say hold", "end", "reset"),
+            *("hold", "release", "answer", "finish", "exchange", "exchange in pieces"),
+        )
+    ),
+    st.integers(0, 2),  # of which call
+    sizes,
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(script=st.lists(moves, max_size=30), window=st.sampled_from((300, 65_535)))
+async def test_calls_end_once_in_whatever_order_things_happen(
+    script: list[tuple[str, int, int]], window: int
+) -> None:
+    """Both sides speak, hold, end and break off as they like, with any of it in one read."""
+    client = Client(Obedient, window=window)
+    streams = [client.begin() for _ in range(3)]
+    client.exchange()
+    echoes = [handler for handler in client.handlers if isinstance(handler, Echo)]
+    said: list[list[bytes]] = [[], [], []]
+    silent: set[int] = set()  # clients that ended or reset their call
+    reset: set[int] = set()
+    for number, (move, which, size) in enumerate(script):
+        stream, call = streams[which], echoes[which].call
+        speaks = which not in silent and not client.heard[stream].ended
+        match move:
+            case "say" | "say finish" | "say hold" if speaks:
+                message = bytes((number,)) * size + move.removeprefix("say ").encode()
+                frame = framed(message)
+                if len(frame) <= client.h2.local_flow_control_window(stream):
+                    for at in range(0, len(frame), 16_384):
+                        client.h2.send_data(stream, frame[at : at + 16_384])
+                    said[which].append(message)
+            case "end" if speaks:
+                client.end(stream)
+                silent.add(which)
+            case "reset" if speaks:
+                client.h2.reset_stream(stream, ErrorCodes.CANCEL)
+                silent.add(which)
+                reset.add(which)
+            case "hold":
+                call.hold()
+            case "release":
+                call.release()
+            case "answer":
+                call.send(b"more")
+            case "finish":
+                call.finish()
+            case "exchange in pieces":
+                client.exchange(lambda left: min(left, 5_000))
+            case "exchange":
+                await turn()
+                client.exchange()
+    client.exchange()
+    while any(echo.call._held for echo in echoes):
+        for echo in echoes:
+            echo.call.release()
+        await turn()
+        client.exchange()
+    for which, stream in enumerate(streams):
+        if which not in silent and not client.heard[stream].ended:
+            client.end(stream)
+    client.exchange()
+    assert client.server.calls == client.server.blocked == {}
+    assert client.calls_over == 3
+    for which, (stream, echo) in enumerate(zip(streams, echoes, strict=True)):
+        heard = client.heard[stream]
+        assert echo.was_told in ([], ["half-closed"], ["broken"], ["half-closed", "broken"])
+        if which in reset:
+            continue
+        assert heard.ended
+        echoed = [message for message in heard.messages() if message != b"more"]
+        assert echoed == said[which][: len(echoed)]
+        if echo.was_told == ["half-closed"]:
+            assert echoed == said[which]
+
+
 async def test_the_window_of_a_connection_comes_back_with_its_calls() -> None:
     """A little is left unacknowledged in each; lost, it would stop the connection in the end."""
     client = Client(Echo)
