@@ -14,6 +14,8 @@ from dynamo_epp.extproc import PickRequest, Refusal, Route
 from dynamo_epp.server import AccessEntry, PickerServer
 from envoy.service.accesslog.v3 import als_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
 
 PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 LOGS = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs"
@@ -141,6 +143,34 @@ async def test_a_peer_that_leaves_during_the_pick_cancels_it(
     assert picker.freed == []
 
 
+async def test_a_peer_that_leaves_before_the_pick_began(
+    picker: ScriptedPicker, server: PickerServer, tmp_path: Path
+) -> None:
+    """Its request and its reset come in one read."""
+    reader, writer = await asyncio.open_unix_connection(f"{tmp_path}/epp.sock")
+    peer = H2Connection()
+    peer.initiate_connection()
+    headers = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": PROCESS,
+        ":authority": "epp",
+        "content-type": "application/grpc",
+    }
+    request = head().SerializeToString()
+    peer.send_headers(1, [*headers.items()])
+    peer.send_data(1, b"\0" + len(request).to_bytes(4, "big") + request)
+    peer.reset_stream(1, ErrorCodes.CANCEL)
+    peer.ping(b"all done")
+    writer.write(peer.data_to_send())
+    said = b""
+    while b"all done" not in said:
+        said += await reader.read(1000)
+    assert server.streams == 0
+    assert picker.freed == picker.picked
+    writer.close()
+
+
 async def test_a_picker_that_finishes_although_cancelled_is_released(
     picker: ScriptedPicker, channel: grpc.aio.Channel
 ) -> None:
@@ -164,11 +194,15 @@ async def test_a_picker_that_finishes_although_cancelled_is_released(
     assert len(picker.freed) == 1
 
 
+@pytest.mark.parametrize("error", [RuntimeError("no idea"), asyncio.CancelledError("no idea")])
 async def test_a_failing_picker_is_an_error_body_not_a_grpc_error(
-    picker: ScriptedPicker, channel: grpc.aio.Channel, caplog: pytest.LogCaptureFixture
+    picker: ScriptedPicker,
+    channel: grpc.aio.Channel,
+    caplog: pytest.LogCaptureFixture,
+    error: BaseException,
 ) -> None:
     async def fail(_: PickRequest) -> Route:
-        raise RuntimeError("no idea")
+        raise error
 
     picker.behaviour = fail
     peer = Peer(channel)

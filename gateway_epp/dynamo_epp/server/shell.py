@@ -151,20 +151,20 @@ class _Processing:
         self._end()
 
     def broken(self) -> None:
-        if self._picking is not None and not self._picking.done():
-            self._picking.cancel()  # it ends the stream
-        else:
-            self._end()
+        if self._picking is not None:
+            self._picking.cancel()
+        self._end()
 
     async def _pick(self, request: PickRequest) -> None:
+        outcome = await self._outcome(request)
+        if isinstance(outcome, Route):
+            self._route = outcome
+        if self._over:  # a picker may answer although it was cancelled
+            self._release()
+            return
         try:
-            outcome = await self._outcome(request)
-            if isinstance(outcome, Route):
-                self._route = outcome
             for message in self._exchange.answer(outcome):
                 self._call.send(message)
-        except asyncio.CancelledError:
-            pass  # the client left
         except Exception:
             self._fail()
         if self._call.finished or self._exchange.closed:
@@ -173,12 +173,18 @@ class _Processing:
             self._call.release()
 
     async def _outcome(self, request: PickRequest) -> Route | Refusal:
+        request_id = request.head.headers.get(REQUEST_ID_HEADER, "")
         try:
             return await self._picker.pick(request)
+        except asyncio.CancelledError:
+            if self._over:  # the client left
+                raise
+            log.exception(
+                "the pick for request %s was cancelled, but not by its client", request_id
+            )
         except Exception:
-            request_id = request.head.headers.get(REQUEST_ID_HEADER, "")
             log.exception("the pick for request %s failed", request_id)
-            return PICKER_FAILED
+        return PICKER_FAILED
 
     def _fail(self) -> None:
         # There is a bug. A mere end would let the request go on without the part of its body that
@@ -193,6 +199,9 @@ class _Processing:
         self._over = True
         self._call.finish()
         self._ended()
+        self._release()
+
+    def _release(self) -> None:
         if self._route is not None:
             self._tell(self._picker.released, self._route)
 
