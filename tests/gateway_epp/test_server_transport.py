@@ -112,6 +112,17 @@ class Heard:
         return list(split(self.body))
 
 
+def headers(path: str) -> list[tuple[str, str]]:
+    return [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", path),
+        (":authority", "epp"),
+        ("te", "trailers"),
+        ("content-type", "application/grpc"),
+    ]
+
+
 def framed(message: bytes) -> bytes:
     return b"\0" + len(message).to_bytes(4, "big") + message
 
@@ -161,17 +172,7 @@ class Client:
     def begin(self, path: str = "/echo") -> int:
         stream = self.h2.get_next_available_stream_id()
         self.heard[stream] = Heard()
-        self.h2.send_headers(
-            stream,
-            [
-                (":method", "POST"),
-                (":scheme", "http"),
-                (":path", path),
-                (":authority", "epp"),
-                ("te", "trailers"),
-                ("content-type", "application/grpc"),
-            ],
-        )
+        self.h2.send_headers(stream, headers(path))
         return stream
 
     def say(self, stream: int, data: bytes, step: int = 16_384) -> int:
@@ -714,16 +715,7 @@ async def test_stopping_waits_for_calls_and_ends_what_lasts(own_address: str) ->
     client.initiate_connection()
     for path in ("/lasting", "/echo"):
         stream = client.get_next_available_stream_id()
-        client.send_headers(
-            stream,
-            [
-                (":method", "POST"),
-                (":scheme", "http"),
-                (":path", path),
-                (":authority", "epp"),
-                ("content-type", "application/grpc"),
-            ],
-        )
+        client.send_headers(stream, headers(path))
         client.send_data(stream, framed(path.encode()))
     writer.write(client.data_to_send())
     while len(made) < 2:
@@ -773,11 +765,44 @@ async def test_a_handshake_that_ends_after_the_server_did(own_address: str) -> N
     assert server._connections == set()
 
 
+async def test_stopping_cuts_a_client_that_does_not_read(own_address: str) -> None:
+    told: asyncio.Queue[str] = asyncio.Queue()
+
+    class Talks(Echo):
+        def message(self, data: bytes) -> None:
+            for _ in range(1_000):
+                self.call.send(bytes(60_000))
+            told.put_nowait("talks")
+
+        def broken(self) -> None:
+            told.put_nowait("broken")
+
+    server = Server(lambda call, path: Talks(call), message_limit=LIMIT)
+    port = await server.start(f"{own_address}:0")
+    _, writer = await asyncio.open_connection(own_address, port, limit=1)
+    client = H2Connection()
+    client.initiate_connection()
+    client.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 2**31 - 1})
+    client.increment_flow_control_window(2**30)
+    client.send_headers(1, headers("/talk"))
+    client.send_data(1, framed(b"a"))
+    writer.write(client.data_to_send())
+    assert await told.get() == "talks"
+    await server.stop(0)
+    assert told.get_nowait() == "broken"
+    assert server._connections == set()
+    writer.transport.abort()
+
+
 @pytest.mark.parametrize(
     "test",
-    [test_a_handshake_that_fails_leaves_nothing, test_a_handshake_that_ends_after_the_server_did],
+    [
+        test_a_handshake_that_fails_leaves_nothing,
+        test_a_handshake_that_ends_after_the_server_did,
+        test_stopping_cuts_a_client_that_does_not_read,
+    ],
 )
-def test_handshakes_over_uvloop(test: Callable[[str], Awaitable[None]], own_address: str) -> None:
+def test_ends_over_uvloop(test: Callable[[str], Awaitable[None]], own_address: str) -> None:
     async def main() -> None:
         await test(own_address)
 
