@@ -119,7 +119,9 @@ def _terminated(_number: int, _frame: FrameType | None) -> None:
 
 def main() -> int:
     options = parser().parse_args()
-    signal.signal(signal.SIGTERM, _terminated)  # so that a start that is ended cleans up
+    # So that a start that is ended cleans up. A shell's background jobs are born deaf to SIGINT.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _terminated)
     try:
         return run(options, Cluster())
     except EXPECTED as error:
