@@ -259,6 +259,19 @@ def epp(
             "of refusing them. What may be reached is up to the Gateway's routes then."
         ),
     ] = False,
+    kv_events_bind: Annotated[
+        str,
+        typer.Option(
+            envvar="DYN_KV_EVENTS_BIND",
+            help="Stock engines that connect to this address send their KV events there: "
+            "tcp://*:5557. Topics name the sender: kv@POD_IP@MODEL. By default zmqEndpoint of the "
+            "configuration; engines that bind their own socket are asked in any case.",
+        ),
+    ] = "",
+    kv_events_topic: Annotated[
+        str,
+        typer.Option(envvar="DYN_KV_EVENTS_TOPIC", help="How the topics of those events begin."),
+    ] = "kv@",
     conformance_headers: Annotated[
         bool,
         typer.Option(
@@ -356,6 +369,10 @@ def epp(
         error = error or (f"{name} can't be had: {REFUSED[name]}" if name in REFUSED else "")
     if error:
         raise typer.BadParameter(error)
+    if kv_events_bind and not kv_events_bind.startswith(("tcp://", "ipc://")):
+        raise typer.BadParameter(
+            f"--kv-events-bind {kv_events_bind} is no ZeroMQ address; write tcp://*:5557"
+        )
     backend = _backend(pool_name, endpoint_selector, endpoints_file, graph)
     settings = GatewaySettings(
         host=host,
@@ -395,6 +412,8 @@ def epp(
             pool_namespace=pool_namespace,
             endpoint_selector=endpoint_selector,
             endpoint_target_ports=ports(endpoint_target_ports) if endpoint_target_ports else (),
+            kv_events_bind=kv_events_bind,
+            kv_events_topic=kv_events_topic,
             any_path=any_path or conformance_headers,
             fallbacks=fallback_endpoints,
             access_log=access_log,

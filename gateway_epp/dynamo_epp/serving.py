@@ -41,9 +41,10 @@ from dynamo_epp.admission.endpoints import PoolEndpoints
 from dynamo_epp.admission.gate import Gate
 from dynamo_epp.admission.metrics import AdmissionMetrics
 from dynamo_epp.admission.settings import FlowControlSettings
-from dynamo_epp.config import PickerConfig
+from dynamo_epp.config import KvEvents, PickerConfig
 from dynamo_epp.endpoints.breaker import BreakerSettings
 from dynamo_epp.endpoints.circuits import Circuits
+from dynamo_epp.endpoints.inbox import EventInbox, outcomes
 from dynamo_epp.endpoints.pool import Follower, Pool
 from dynamo_epp.endpoints.stock import StockFollower
 from dynamo_epp.endpoints.streams import StreamFollower
@@ -114,6 +115,11 @@ class PickerSettings:
     """For the backend ``pods``: a label selector as the API takes it…"""
     endpoint_target_ports: tuple[int, ...] = ()
     """…and the ports of each pod that it picks; each is an endpoint."""
+    kv_events_bind: str = ""
+    """A ZeroMQ address to bind, to which stock engines send their KV events by themselves; "" for
+    what ``config`` says of that, if anything."""
+    kv_events_topic: str = "kv@"
+    """How the topics of those events begin."""
     any_path: bool = False
     """Route what can't be understood by load, instead of refusing it."""
     fallbacks: int = 3
@@ -151,6 +157,13 @@ def flow_control(settings: PickerSettings) -> FlowControlSettings:
         models=given.models,
         demand_s=given.demand_s,
     )
+
+
+def kv_events(settings: PickerSettings) -> KvEvents | None:
+    """Where engines bring their KV events: what the settings say, or else the file."""
+    if settings.kv_events_bind:
+        return KvEvents(settings.kv_events_bind, settings.kv_events_topic)
+    return settings.config.kv_events if settings.config else None
 
 
 OnProblem = Callable[[str], None]
@@ -321,6 +334,8 @@ class ServingKvPicker:
             self._follow,
             lambda snapshot: self._publish(snapshot),
         )
+        counter, events = outcomes(registry), kv_events(settings)
+        self._inbox = EventInbox(*events, self._pool, counter) if events else None
         self._tracing = tracing.start("dynamo-picker", os.environ, registry)
         self._circuits = Circuits(
             settings.breaker,
@@ -409,7 +424,12 @@ class ServingKvPicker:
     def _follow(self, pool: Pool, worker: Worker) -> Follower:
         if worker.stock:
             return StockFollower(
-                pool, worker, self._session, on_asked=self._on_asked, on_pulse=self._on_pulse
+                pool,
+                worker,
+                self._session,
+                inbox=self._inbox,
+                on_asked=self._on_asked,
+                on_pulse=self._on_pulse,
             )
         return StreamFollower(
             pool,
@@ -444,6 +464,8 @@ class ServingKvPicker:
 
     async def start(self, publish: Callable[[Sequence[Endpoint]], None]) -> None:
         self._publish = publish
+        if self._inbox is not None:
+            self._inbox.start()
         await self._pool.start()
         await self._pool.synced.wait()
         self._tasks = [
@@ -477,6 +499,8 @@ class ServingKvPicker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._pool.stop()
+        if self._inbox is not None:
+            await self._inbox.stop()
         self._tokenization.stop()
         self._threads.close()
         await self._session.close()

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import zmq
@@ -189,6 +189,20 @@ def _extra_keys(value: Any) -> Sequence[Sequence[object] | None] | None:
     raise Undecodable("BlockStored.extra_keys: expected a list with a list or nil for each block")
 
 
+class Messages(Protocol):
+    """Where the messages of one engine arrive; a ZeroMQ socket is one."""
+
+    def poll(self, timeout: float | None = None) -> Awaitable[Any]:
+        """Wait so many milliseconds for a message; false if none came."""
+        ...
+
+    def recv_multipart(self) -> Awaitable[Any]:
+        """The frames of the next message."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class EngineEventSource:
     """One engine's event socket as an ordered stream.
 
@@ -199,7 +213,8 @@ class EngineEventSource:
     its past that it still has; without a replay socket the past is known only from the number of
     the first batch. Where there is one, an engine that is quiet for ``quiet_s`` is asked for what
     came after its last batch, and then each ``idle_s``: also one that began anew and has said
-    nothing yet is known by that.
+    nothing yet is known by that. ``messages`` is where the engine's messages arrive if it sends
+    them by itself; then nothing is connected to ``endpoint``, which names the engine in the log.
     """
 
     def __init__(
@@ -211,6 +226,7 @@ class EngineEventSource:
         replay_timeout_s: float = REPLAY_TIMEOUT_S,
         quiet_s: float = QUIET_S,
         idle_s: float = IDLE_S,
+        messages: Messages | None = None,
     ) -> None:
         self._endpoint = endpoint
         self._replay_endpoint = replay_endpoint
@@ -218,6 +234,7 @@ class EngineEventSource:
         self._timeout_s = replay_timeout_s
         self._quiet_s = quiet_s
         self._idle_s = idle_s
+        self._messages = messages
         self._next = 0  # number of the batch that should come
         self._last = b""  # payload of the one before
         self._replay_answers = True  # until it did not
@@ -229,10 +246,8 @@ class EngineEventSource:
         """Whether there is a socket to ask for the past."""
         return self._replay_endpoint is not None
 
-    async def batches(self) -> AsyncIterator[Item]:
-        """Everything the engine says, from its start as far as its replay reaches."""
-        context = zmq.asyncio.Context.instance()
-        socket = context.socket(zmq.SUB)
+    def _connect(self) -> Messages:
+        socket = zmq.asyncio.Context.instance().socket(zmq.SUB)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.RCVHWM, 0)  # memory is cheaper than a gap
         socket.setsockopt(zmq.RECONNECT_IVL, 100)
@@ -240,6 +255,15 @@ class EngineEventSource:
         socket.setsockopt(zmq.SUBSCRIBE, self._topic)
         try:
             socket.connect(self._endpoint)
+        except zmq.ZMQError:
+            socket.close()
+            raise
+        return socket
+
+    async def batches(self) -> AsyncIterator[Item]:
+        """Everything the engine says, from its start as far as its replay reaches."""
+        socket = self._messages or self._connect()
+        try:
             if self._replay_endpoint is not None:
                 # What was said before we subscribed, if the engine runs already.
                 replayed = await self._replay(0)
@@ -284,9 +308,7 @@ class EngineEventSource:
         for item in self._take(seq, payload):
             yield item
 
-    async def _asked_while_quiet(
-        self, socket: zmq.asyncio.Socket
-    ) -> list[tuple[int, bytes]] | None:
+    async def _asked_while_quiet(self, socket: Messages) -> list[tuple[int, bytes]] | None:
         """The replay from ``_start`` on; ``None`` if the engine does not answer, or says something
         before it does: that must not wait."""
         asking = asyncio.ensure_future(self._replay(self._start))

@@ -12,8 +12,9 @@ import typer
 from dynamo_cli import epp_command
 from dynamo_cli.epp_command import duration, go_arguments, size
 from dynamo_cli.main import app
+from dynamo_epp.config import KvEvents
 from dynamo_epp.gateway import GatewaySettings
-from dynamo_epp.serving import PickerSettings
+from dynamo_epp.serving import PickerSettings, kv_events
 from typer.testing import CliRunner
 
 FLAGS, SWITCHES = ["--pool-name", "--secure-serving"], ["--secure-serving"]
@@ -92,6 +93,28 @@ def test_the_conformance_suites_arguments(started: dict[str, Any]) -> None:
     assert (settings.grpc_port, settings.health_port, settings.tls.enabled) == (9002, 9003, True)
     assert picker.any_path
     assert picker.relays
+
+
+def test_where_engines_bring_their_events(started: dict[str, Any], tmp_path: Path) -> None:
+    result = run("--pool-name", "p", "--kv-events-bind", "tcp://*:5557")
+    assert result.exit_code == 0, result.output
+    assert kv_events(started["picker"]) == KvEvents("tcp://*:5557", "kv@")
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nplugins:\n"
+        "- type: precise-prefix-cache-scorer\n"
+        "  parameters: {kvEventsConfig: {zmqEndpoint: 'tcp://*:5558', topicFilter: k}}\n"
+    )
+    assert run("--pool-name", "p", "--config-file", str(file)).exit_code == 0
+    assert kv_events(started["picker"]) == KvEvents("tcp://*:5558", "k")
+    both = ("--config-file", str(file), "--kv-events-bind", "tcp://*:5559")
+    assert run("--pool-name", "p", *both).exit_code == 0
+    assert kv_events(started["picker"]) == KvEvents("tcp://*:5559", "kv@")
+    assert run("--pool-name", "p").exit_code == 0
+    assert kv_events(started["picker"]) is None
+    wrong = run("--pool-name", "p", "--kv-events-bind", "5557")
+    assert wrong.exit_code == 2
+    assert "write tcp://*:5557" in wrong.output
 
 
 def test_a_deployment_of_the_reference_picker(started: dict[str, Any]) -> None:

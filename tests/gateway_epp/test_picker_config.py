@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from dynamo_crds.problem import InvalidManifest
 from dynamo_epp.admission.settings import PriorityBand
-from dynamo_epp.config import API_VERSIONS, given_config, load_config
+from dynamo_epp.config import API_VERSIONS, KvEvents, given_config, load_config
 from dynamo_epp.config.loader import PickerConfig
 from dynamo_epp.scheduling.catalogue import ELSEWHERE, MADE, NOT_HERE, RENAMED, SETTINGS
 from dynamo_epp.scheduling.filters.label_selector import LabelFilter, LabelParameters
@@ -104,9 +104,47 @@ requestHandler: {parsers: [{pluginRef: openai-parser}]}
     )
 
 
+@pytest.mark.parametrize("type_", ["precise-prefix-cache-scorer", "precise-prefix-cache-producer"])
+def test_the_port_for_events_of_the_precise_prefix_cache_is_taken_over(type_: str) -> None:
+    config = load(f"""
+plugins:
+- type: {type_}
+  parameters:
+    tokenProcessorConfig: {{blockSize: 64, hashSeed: "42"}}
+    indexerConfig: {{kvBlockIndexConfig: {{enableMetrics: true}}}}
+    kvEventsConfig: {{zmqEndpoint: "tcp://*:5557", topicFilter: "kv@", concurrency: 4}}
+- {{type: prefix-cache-scorer, name: prefix}}
+""")
+    assert config.kv_events == KvEvents("tcp://*:5557", "kv@")
+    given = {"prefix": 1.0}
+    if type_.endswith("scorer"):
+        given[type_] = 1.0
+    assert scorers(config) == given
+
+
+def test_engines_that_are_asked_need_no_port() -> None:
+    config = load("""
+plugins:
+- {type: precise-prefix-cache-scorer, parameters: {kvEventsConfig: {discoverPods: true}}}
+""")
+    assert config.kv_events is None
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
+        (
+            "plugins: [{type: precise-prefix-cache-scorer, "
+            "parameters: {kvEventsConfig: {zmqEndpoint: 5557}}}]",
+            "plugins[0].parameters.kvEventsConfig.zmqEndpoint: no text: found 5557, expected a "
+            "text, such as tcp://*:5557",
+        ),
+        (
+            "plugins: [{type: precise-prefix-cache-producer, "
+            'parameters: {kvEventsConfig: {zmqEndpoint: "*:5557"}}}]',
+            'plugins[0].parameters.kvEventsConfig.zmqEndpoint: no such address: found "*:5557", '
+            "expected tcp://ADDRESS:PORT, such as tcp://*:5557",
+        ),
         (
             "plugins:\n- type: queue-scorrer\n",
             'c.yaml:4: plugins[0].type: unknown plugin type: found "queue-scorrer", '

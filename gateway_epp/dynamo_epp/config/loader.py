@@ -20,7 +20,8 @@ from dynamo_crds.problem import Finding, InvalidManifest, Problem, findings, or_
 from dynamo_crds.schema import Path
 
 from dynamo_epp.admission.settings import FlowControlSettings
-from dynamo_epp.config import flow_control
+from dynamo_epp.config import flow_control, kv_events
+from dynamo_epp.config.kv_events import KvEvents
 from dynamo_epp.config.model import API_VERSIONS, KIND, EndpointPickerConfig, PluginSpec
 from dynamo_epp.scheduling import catalogue
 from dynamo_epp.scheduling.approximate import ApproximateParameters, ApproximatePrefixes
@@ -49,6 +50,8 @@ class PickerConfig:
     scheduler: Scheduler
     flow_control: FlowControlSettings | None
     """None: the file says nothing of it."""
+    kv_events: KvEvents | None
+    """Where engines bring their KV events; None: they are asked."""
     notes: tuple[str, ...]
     """What is accepted and does something else here, or nothing; one sentence each."""
     parameters: Mapping[str, Mapping[str, Any]]
@@ -118,6 +121,7 @@ class _Loading:
     types: dict[str, str] = field(default_factory=dict)  # plugin's name -> type
     parameters: dict[str, Parameters] = field(default_factory=dict)  # name -> checked parameters
     made: dict[str, Any] = field(default_factory=dict)  # name -> filter, scorer or picker
+    kv_events: KvEvents | None = None
 
     def run(self, file: str) -> PickerConfig | None:
         """None if there are mistakes; they are in ``found``."""
@@ -151,6 +155,7 @@ class _Loading:
                 reads_prompt=self._reads_prompt(),
             ),
             settings,
+            self.kv_events,
             tuple(self.notes),
             {
                 spec.type: spec.parameters
@@ -170,6 +175,13 @@ class _Loading:
             self._wrong((*path, "name"), name, "a name of its own", "two plugins of that name")
             return
         self.types[name] = type_
+        given = spec.parameters
+        if spec.type in kv_events.PLUGINS:
+            mistakes = list(kv_events.wrong(given, (*path, "parameters")))
+            self.found += mistakes
+            if not mistakes:
+                self.kv_events = self.kv_events or kv_events.settings(given)
+            given = {}  # all else that they say is about how llm-d indexes
         model: type[Parameters]
         if type_ in catalogue.MADE:
             model = catalogue.MADE[type_].parameters
@@ -183,10 +195,10 @@ class _Loading:
         else:
             self._unknown_type(type_, (*path, "type"))
             return
-        wrong = findings(model, spec.parameters)
+        wrong = findings(model, given)
         self.found += (under(finding, (*path, "parameters")) for finding in wrong)
         if not wrong:
-            self.parameters[name] = model.model_validate(spec.parameters, by_alias=True)
+            self.parameters[name] = model.model_validate(given, by_alias=True)
 
     def _unknown_type(self, type_: str, path: Path) -> None:
         instead = catalogue.NOT_HERE.get(type_)

@@ -26,6 +26,7 @@ from dynamo_kv_router.engine_metrics import EngineFigures
 from dynamo_kv_router.keys import model_seed
 from dynamo_kv_router.normaliser import Normaliser
 
+from dynamo_epp.endpoints.inbox import EventInbox
 from dynamo_epp.endpoints.pool import Pool
 from dynamo_epp.endpoints.worker import Worker
 
@@ -77,7 +78,8 @@ class _Description:
 
 
 class StockFollower:
-    """One stock engine. ``session`` belongs to the caller; ``clock`` gives monotonic seconds.
+    """One stock engine. ``session`` and ``inbox``, where engines bring their events if they don't
+    let themselves be asked, belong to the caller; ``clock`` gives monotonic seconds.
 
     ``on_asked`` hears each time whether the engine answered well ("") or what was wrong,
     ``on_pulse`` whether it answered at all ("") or why not. Both from its first answer on: a
@@ -90,6 +92,7 @@ class StockFollower:
         worker: Worker,
         session: aiohttp.ClientSession,
         *,
+        inbox: EventInbox | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_asked: Callable[[Worker, str], None] = lambda worker, problem: None,
         on_pulse: Callable[[Worker, str], None] = lambda worker, silence: None,
@@ -97,6 +100,7 @@ class StockFollower:
         self._pool = pool
         self._worker = worker
         self._session = session
+        self._inbox = inbox
         self._clock = clock
         self._on_asked = on_asked
         self._on_pulse = on_pulse
@@ -207,6 +211,8 @@ class StockFollower:
             await self._forget("its events could not be followed")
             self._description = description
             await self._listen(description)
+        elif self._listening is None and self._brings_events():
+            await self._listen(description)
         if page is None:
             self._worker.load.grow_old(self._clock())
             return
@@ -252,7 +258,8 @@ class StockFollower:
             self._no_events = ""
         self._worker.tracked = not self._no_events
         if self._no_events:
-            log.warning("%s: %s", self._worker.name, self._no_events)
+            if self._worker.problem != self._no_events:
+                log.warning("%s: %s", self._worker.name, self._no_events)
             self._pool.set_live(self._worker, False, self._no_events)
             return
         ranks = sorted(sources) if len(sources) > 1 else []
@@ -270,9 +277,48 @@ class StockFollower:
         self._replayed_by = self._clock() + REPLAY_TIMEOUT_S if replays else 0.0
         self._listening = asyncio.create_task(self._follow_all(by_slot))
 
+    def _brings_events(self) -> bool:
+        return self._inbox is not None and self._inbox.heard(self._worker)
+
     async def _event_sources(self) -> dict[int, EngineEventSource]:
         """Rank -> its events; empty if there are none, with the reason in ``_no_events``."""
         self._no_events = ""
+        sources = await self._told_sources()
+        address = self._worker.endpoint.address
+        sent = [one for one in sources.values() if not binds(one.endpoint, address)]
+        if not sent and (sources or not self._brings_events()):
+            return {number: self._dialled(source) for number, source in sources.items()}
+        if self._inbox is None:
+            self._no_events = (
+                f"the engine sends its events to {sent[0].endpoint}, and this picker has no port "
+                "for them (--kv-events-bind)"
+            )
+            return {}
+        if len(sources) > 1:
+            self._no_events = "the engine sends events of several ranks without telling them apart"
+            return {}
+        self._no_events = ""
+        replay = sent[0].replay_endpoint if sent else None
+        return {
+            0: EngineEventSource(
+                self._worker.name,
+                self._reachable(replay) if replay else None,
+                messages=self._inbox.unread(self._worker),
+            )
+        }
+
+    def _dialled(self, source: _EventSource) -> EngineEventSource:
+        replay = source.replay_endpoint
+        return EngineEventSource(
+            self._reachable(source.endpoint),
+            self._reachable(replay) if replay else None,
+            topic=source.topic,
+        )
+
+    def _reachable(self, endpoint: str) -> str:
+        return reachable(endpoint, self._worker.endpoint.address)
+
+    async def _told_sources(self) -> dict[int, _EventSource]:
         try:
             sources = msgspec.json.decode(
                 await self._get("/kv_event_sources"), type=dict[str, _EventSource]
@@ -283,15 +329,7 @@ class StockFollower:
         rank = self._worker.endpoint.rank
         if rank is not None and str(rank) in sources:
             sources = {str(rank): sources[str(rank)]}
-        address = self._worker.endpoint.address
-        return {
-            int(number): EngineEventSource(
-                reachable(source.endpoint, address),
-                reachable(source.replay_endpoint, address) if source.replay_endpoint else None,
-                topic=source.topic,
-            )
-            for number, source in sources.items()
-        }
+        return {int(number): source for number, source in sources.items()}
 
     async def _follow_all(self, sources: dict[int, EngineEventSource]) -> None:
         async with asyncio.TaskGroup() as group:
@@ -328,6 +366,15 @@ class StockFollower:
 
 def _number(text: str | None) -> int:
     return int(text) if text is not None and text.isdecimal() else 0
+
+
+def binds(endpoint: str, address: str) -> bool:
+    """Whether the engine at ``address`` binds its event socket there and waits to be asked; else it
+    connects, and sends by itself. Source: vLLM's ``ZmqEventPublisher``; others bind addresses of
+    their own, too."""
+    if endpoint.startswith(("ipc://", "inproc://")) or "*" in endpoint or "::" in endpoint:
+        return True
+    return endpoint.removeprefix("tcp://").rpartition(":")[0] == address
 
 
 def reachable(endpoint: str, address: str) -> str:

@@ -126,8 +126,9 @@ RENAMED: Mapping[str, str] = {
     "by-label-selector": "label-selector-filter",
     "dyn-decode-scorer": "kv-cost-scorer",
     "dyn-prefill-scorer": "kv-cost-scorer",
+    "precise-prefix-cache-scorer": "prefix-cache-scorer",
 }
-"""Older names, and Dynamo's for its own cost function."""
+"""Older names, Dynamo's for its own cost function, and llm-d's for a scorer that is exact here."""
 
 ELSEWHERE: Mapping[str, str] = {
     "concurrency-detector": "its parameters are settings of flow control",
@@ -188,7 +189,6 @@ NOT_HERE: Mapping[str, str] = {
     "multicluster-session-affinity-filter": "use session-affinity-filter",
     "p2p-source-producer": "caches are not copied between workers",
     "passthrough-parser": "it is an option of `dynamo epp`",
-    "precise-prefix-cache-scorer": "use prefix-cache-scorer, which is exact where it can be",
     "predicted-latency-producer": "latencies are not predicted",
     "prefix-cache-affinity-filter": "use prefix-cache-scorer with a high weight",
     "priority-holdback-policy": "flow control holds all priorities back alike",
