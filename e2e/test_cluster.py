@@ -254,7 +254,7 @@ def test_nothing_is_left(spare: Layout, how: str) -> None:
         up.communicate(timeout=60)
     if how != "interrupted":
         subprocess.run([*command, "down"], env=env, check=True)
-    # What it was running when it ended (an import of images) ends by itself, with the connection.
+    # Processes that were killed take a moment to be gone.
     wait_for("nothing left", lambda: not left_of(spare), 20.0, explain=lambda: str(left_of(spare)))
     if alone:
         assert sysctls() == before

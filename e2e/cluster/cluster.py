@@ -76,6 +76,8 @@ class Cluster:
         self.is_foreign = bool(given) and given != str(self.layout.kubeconfig)
         """Whether it is somebody's cluster that `KUBECONFIG` names."""
         self.kubeconfig = Path(given) if self.is_foreign else self.layout.kubeconfig
+        self._asking: set[subprocess.Popen[str]] = set()  # containerd, at the moment
+        self._given_up = False  # the start that they are part of
 
     # --- what it is
 
@@ -257,9 +259,14 @@ class Cluster:
                 "default service account",
                 lambda: self._succeeds("get", "serviceaccount", "default", "-n", "default"),
             )
+        except BaseException:
+            # Without containerd an import would try to reach it for ever.
+            self._given_up = True
+            for asking in list(self._asking):
+                asking.kill()
+            raise
         finally:
-            # After a failure nobody waits for images: they end with containerd.
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
         (layout.state / "ready").touch()
 
     def _furnish_node(self, imports: Sequence[Future[None]]) -> None:
@@ -419,12 +426,18 @@ class Cluster:
     def _ctr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         program = str(self.layout.bin / "ctr")
         socket_path = str(self.layout.containerd_socket)
-        return subprocess.run(
+        with subprocess.Popen(
             [program, "-a", socket_path, "-n", "k8s.io", *arguments],
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
-        )
+        ) as running:
+            self._asking.add(running)
+            if self._given_up:
+                running.kill()
+            out, err = running.communicate()
+            self._asking.discard(running)
+            return subprocess.CompletedProcess(running.args, running.returncode, out, err)
 
     def load_image(self, archive: Path) -> None:
         """Bring a docker-archive file's image onto the node, with the further names that a file
