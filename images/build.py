@@ -57,7 +57,7 @@ IMAGES = (
     Image("operator", arguments=("EXTRA=operator",)),
     Image("frontend", arguments=("EXTRA=epp", "ALSO=otel"), also=("epp",)),
     Image("worker", arguments=("EXTRA=worker",)),
-    Image("planner", arguments=("EXTRA=crds",)),
+    Image("planner", arguments=("EXTRA=planner",)),
     Image("vllm-mounted", "vllm.Containerfile", VLLM_ARGUMENTS, target="mounted"),
     Image("vllm", "vllm.Containerfile", VLLM_ARGUMENTS, for_tests=False),
 )

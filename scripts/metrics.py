@@ -14,6 +14,7 @@ from dynamo_epp.gateway.process import stream_gauge
 from dynamo_epp.serving import PickerSettings, ServingKvPicker
 from dynamo_operator.admission.metrics import WebhookMetrics
 from dynamo_operator.controller.metrics import OperatorMetrics
+from dynamo_planner.metrics import PlannerMetrics
 from dynamo_runtime.lifecycle import Lifecycle
 from dynamo_workers.metrics import WorkerMetrics
 from prometheus_client import CollectorRegistry
@@ -45,6 +46,7 @@ PROCESSES: dict[str, Callable[[CollectorRegistry], object]] = {
     "The picker: `dynamo frontend` and `dynamo epp`": picker,
     "Only `dynamo epp`": stream_gauge,
     "Workers: `dynamo worker`": WorkerMetrics,
+    "`dynamo planner run`": PlannerMetrics,
     "`dynamo operator run`": OperatorMetrics,
     "`dynamo operator webhook`": WebhookMetrics,
 }

@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "epp": ("epp_command", "epp", PASS_THROUGH | {"help_option_names": ["--help"]}),
     "worker sim": ("worker_command", "sim", PASS_THROUGH),
     "worker vllm": ("worker_command", "vllm", PASS_THROUGH),
+    "planner run": ("planner_command", "run", {}),
     "planner replay": ("planner_command", "replay", {}),
     "model tiny": ("model_command", "tiny", {}),
     "operator run": ("operator_run_command", "run", {}),

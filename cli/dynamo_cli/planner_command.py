@@ -1,12 +1,78 @@
-"""`dynamo planner replay`: a recorded run, decided anew."""
+"""`dynamo planner run`, the process, and `dynamo planner replay`, a recorded run decided anew."""
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    config: Annotated[
+        str,
+        typer.Option(
+            help="Dynamo's PlannerConfig: a JSON or YAML file, or the object itself.",
+            metavar="FILE|OBJECT",
+        ),
+    ] = "",
+    record: Annotated[
+        Path | None,
+        typer.Option(help="Write what is seen and decided to this file; `replay` reads it."),
+    ] = None,
+    log_level: Annotated[
+        str, typer.Option(envvar="DYN_LOG_LEVEL", help="DEBUG, INFO, WARNING or ERROR.")
+    ] = "INFO",
+) -> None:
+    """Scale the workers of a graph to what they need, and no further.
+
+    Runs in the pod of a component of type planner; `dynamo up` runs it, too. Where it is the
+    environment says, as the operator renders it: DYN_PLANNER_COMPONENTS, DYN_PARENT_DGD_K8S_NAME,
+    DYN_PARENT_DGD_K8S_NAMESPACE, DYN_DISCOVERY_BACKEND, DYN_SYSTEM_HOST, DYN_SYSTEM_PORT (9090:
+    /ready, /metrics, /planner, /planner/decisions), PLANNER_PROMETHEUS_PORT.
+
+    Examples:
+
+      dynamo planner run --config planner.yaml
+
+      dynamo planner run --config '{"mode": "agg", "optimization_target": "latency"}'
+    """
+    from dynamo_planner.config import given_config
+    from dynamo_planner.performance import load_profiles
+    from dynamo_planner.predict import warmup
+    from dynamo_planner.serving import run_planner
+    from dynamo_planner.settings import Settings
+    from dynamo_planner.state import State
+    from dynamo_runtime import lifecycle, logs
+    from dynamo_runtime.timing_profile import InvalidProfile
+
+    try:
+        logs.configure("planner", log_level)
+        given = given_config(config)
+        chosen = given.config
+        settings = Settings.from_env(os.environ, record)
+        profiles = load_profiles(Path(chosen.profile_results_dir))
+        state = State.begin(profiles)
+        if trace := chosen.load_predictor_warmup_trace:
+            with Path(trace).open() as lines:
+                interval = chosen.throughput_adjustment_interval_seconds
+                past = warmup(lines, interval, trace)
+            state = State.begin(profiles, dict.fromkeys(chosen.roles, past))
+    except (ValueError, InvalidProfile) as problem:
+        sys.stderr.write(f"dynamo planner run: {problem}\n")
+        raise typer.Exit(2) from problem
+    except OSError as problem:
+        name = problem.filename or chosen.load_predictor_warmup_trace
+        sys.stderr.write(f"dynamo planner run: {name}: {problem.strerror}\n")
+        raise typer.Exit(2) from problem
+    if chosen.optimization_target == "sla":
+        log.info("%s", profiles.note)
+    raise typer.Exit(lifecycle.run(lambda life: run_planner(settings, given, state, life)))
 
 
 def replay(

@@ -38,6 +38,7 @@ class RoleDecision:
     load_state: str  # of the reactive loop; a state of `dynamo_planner_load_scaling_decision`
     throughput_state: str  # of the predictive one; of `dynamo_planner_throughput_scaling_decision`
     observed: Observed
+    scaled_by_others: str = ""  # who was found to have set another number
     prediction: Prediction | None = None
     capacity_rps: float | None = None  # of one replica
     estimated_ttft_s: float | None = None  # at the busiest worker
@@ -54,7 +55,9 @@ class Decision:
     roles: tuple[RoleDecision, ...]
     orders: tuple[Order, ...]
     gpu_hours: float  # used since the planner began
-    notes: tuple[str, ...] = ()  # which limits changed what, and what was odd
+    limits: tuple[str, ...] = ()  # which limit changed what, a sentence each
+    notes: tuple[str, ...] = ()  # what was odd, a sentence each
+    missing: tuple[Role, ...] = ()  # roles that the mode scales and the graph has no component for
     advisory: bool = False
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dynamo_planner.config.model import PlannerConfig, Role
+from dynamo_planner.config.model import PlannerConfig
 from dynamo_planner.constrain import constrain
 from dynamo_planner.decision import Decision, Observed, RoleDecision
 from dynamo_planner.execute import orders, others, remembered
@@ -67,10 +67,7 @@ def step(state: State, inputs: Inputs, config: PlannerConfig) -> tuple[State, De
     gpu_seconds = state.gpu_seconds + observation.seconds * sum(
         each.gpus * (max(each.desired, each.ready) + each.terminating) for each in fleet
     )
-    notes = list(allocation.notes)
-    notes += [
-        f"the mode scales {r} workers, and the graph has none" for r in _missing(fleet, config)
-    ]
+    notes = []
     if observation.clock_jumped:
         notes.append("the clock jumped: rates and waits begin anew")
     notes += [
@@ -86,7 +83,9 @@ def step(state: State, inputs: Inputs, config: PlannerConfig) -> tuple[State, De
         ),
         orders=orders(allocation, fleet, reasons, advisory=config.advisory),
         gpu_hours=gpu_seconds / 3600,
+        limits=allocation.notes,
         notes=tuple(notes),
+        missing=tuple(role for role in config.roles if not of_role(fleet, role)),
         advisory=config.advisory,
     )
     after = replace(
@@ -101,10 +100,6 @@ def step(state: State, inputs: Inputs, config: PlannerConfig) -> tuple[State, De
     return after, decision
 
 
-def _missing(fleet: Fleet, config: PlannerConfig) -> list[Role]:
-    return [role for role in config.roles if not of_role(fleet, role)]
-
-
 @dataclass(frozen=True, slots=True)
 class _Thought:
     """All about one role at one look."""
@@ -117,6 +112,7 @@ class _Thought:
     capacity: Capacity | None
     estimates: tuple[Estimate, ...]
     chosen: Chosen | None
+    scaled_by_others: str
 
     def decision(self, replicas: int, config: PlannerConfig) -> RoleDecision:
         view, traffic, verdict = self.view, self.view.traffic, self.verdict
@@ -146,6 +142,7 @@ class _Thought:
                 osl=traffic.osl,
                 note=view.note,
             ),
+            scaled_by_others=self.scaled_by_others,
             prediction=self.prediction,
             capacity_rps=self.capacity.rps if self.capacity else None,
             estimated_ttft_s=max(first, default=None),
@@ -205,7 +202,7 @@ def _think(
         scaled_by_others=foreign,
     )
     after = RoleState(memory, window, history, points, predictive or before.predicted)
-    return _Thought(view, now, verdict, after, prediction, one, estimates, chosen)
+    return _Thought(view, now, verdict, after, prediction, one, estimates, chosen, foreign)
 
 
 def _lengths(history: tuple[Sample, ...], window: Traffic) -> tuple[float, float]:

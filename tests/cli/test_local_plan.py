@@ -151,7 +151,7 @@ def test_what_an_image_stands_for(
     [
         ("nginx", ["nginx"], "image nginx can't run as a process"),
         ("my/frontend", [], "image my/frontend can't run"),
-        ("dynamo-platform/planner", [], "no program for image dynamo-platform/planner"),
+        ("dynamo-platform/operator", [], "no program for image dynamo-platform/operator"),
         ("dynamo-platform/epp", ["dynamo", "epp"], "`dynamo epp` picks for a Gateway"),
         ("sglang/x", ["python3", "-m", "sglang"], "image sglang/x can't run"),
     ],

@@ -1,6 +1,7 @@
 """The objects around the pods: Deployments and generations, Services, rights, adapters, notes."""
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -109,7 +110,8 @@ def test_rights_are_the_least_that_do(graph: Any, platform: Platform) -> None:
     watch = {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}
     tell = {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]}
     assert roles["g-frontend"]["rules"] == [watch, tell]
-    [rule] = roles["g-planner"]["rules"]
+    [seen, rule] = roles["g-planner"]["rules"]
+    assert seen == watch
     assert rule["resources"] == ["dynamographdeploymentscalingadapters/scale"]
     assert rule["resourceNames"] == ["g-worker"]
     for name, binding in of_kind(rendered, "RoleBinding").items():
@@ -232,3 +234,21 @@ def test_the_graphs_namespace_wins_over_the_platforms(graph: Any) -> None:
 def test_bounded_names_differ_where_the_whole_names_do() -> None:
     assert names.bounded("a" * 64) != names.bounded("a" * 65)
     assert len(names.bounded("a-" * 50)) <= 63
+
+
+def test_a_planner_is_told_what_it_may_scale(graph: Any, platform: Platform) -> None:
+    gpus = {"resources": {"limits": {"nvidia.com/gpu": "2"}}}
+    template = {"spec": {"containers": [{"name": "main", **gpus}]}}
+    rendered = render_with_notes(
+        graph(
+            {"name": "P", "type": "planner"},
+            worker("Prefill", type="prefill", scalingAdapter={}, podTemplate=template),
+            worker("Fixed"),
+        ),
+        platform,
+    )
+    (container,) = of_kind(rendered, "Deployment")["g-p"]["spec"]["template"]["spec"]["containers"]
+    told = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert json.loads(told["DYN_PLANNER_COMPONENTS"]) == [
+        {"name": "Prefill", "role": "prefill", "adapter": "g-prefill", "gpus": 2}
+    ]

@@ -74,7 +74,7 @@ def test_the_module_decides_and_not_the_images_name(
     assert runtime.command == command
 
 
-@pytest.mark.parametrize("module", ["sglang", "trtllm", "planner", "global_router"])
+@pytest.mark.parametrize("module", ["sglang", "trtllm", "global_planner", "global_router"])
 def test_a_module_without_a_replacement_stays_as_written(module: str) -> None:
     main = {
         "image": f"{NVIDIA}/{module}-runtime:1",
@@ -136,12 +136,6 @@ def test_without_a_command_the_type_decides(type: str, image: str | None, progra
     assert result[0].image == program
     assert result[0].args == ["--a"]
     assert (RUNTIME_MAPPED if image else IMAGE_DEFAULTED) in reasons(result)
-
-
-def test_what_is_not_in_this_version_is_said() -> None:
-    assert RUNTIME_UNSUPPORTED in reasons(found({}, "planner"))
-    assert RUNTIME_UNSUPPORTED not in reasons(found({}, "epp"))
-    assert RUNTIME_UNSUPPORTED not in reasons(found({}, "frontend"))
 
 
 def test_a_dynamo_module_in_our_image_is_replaced_too() -> None:

@@ -14,6 +14,7 @@ from dynamo_planner.constrain import constrain
 from dynamo_planner.decision import Decision
 from dynamo_planner.execute import Applied
 from dynamo_planner.fleet import Component, desired, of_role
+from dynamo_planner.metrics import PlannerMetrics
 from dynamo_planner.observe import Counters, Reading, RoleView, WorkerLoad
 from dynamo_planner.observe.reading import COUNTERS
 from dynamo_planner.performance import Profiles
@@ -24,6 +25,7 @@ from dynamo_planner.step import step
 from dynamo_runtime.timing_profile import TimingProfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
 DISAGG = given_config(
     '{"optimization_target": "load", "max_gpu_budget": 12, "max_endpoint": 6,'
@@ -105,7 +107,9 @@ def test_there_always_is_an_answer_within_bounds_and_it_can_be_replayed(
     config: PlannerConfig, data: st.DataObject
 ) -> None:
     decisions, lines = run(config, data.draw(looks(config)))
+    metrics = PlannerMetrics(CollectorRegistry())
     for decision in decisions:
+        metrics.show(decision)
         assert sum(each.replicas for each in decision.roles) <= config.max_gpu_budget
         for each in decision.roles:
             most = config.most(each.role)

@@ -24,11 +24,14 @@ OURS: Mapping[str, tuple[str, ...]] = {
     "frontend": ("dynamo", "frontend"),
     "worker": ("dynamo", "worker", "sim"),
     "vllm": ("dynamo", "worker", "vllm"),
+    "planner": ("dynamo", "planner", "run"),
 }
 _PYTHON = re.compile(r"python(3(\.\d+)?)?")
 
 # Commands of `dynamo` that make sense in a pod.
-COMMANDS = frozenset({"frontend", "worker", "model", "validate", "render", "explain", "chat"})
+COMMANDS = frozenset(
+    {"frontend", "worker", "planner", "model", "validate", "render", "explain", "chat"}
+)
 
 
 class ForeignImage(Exception):

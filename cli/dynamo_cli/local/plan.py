@@ -16,6 +16,7 @@ from dynamo_cli.local import images, volumes
 from dynamo_cli.local.expand import Objects, Unresolved, secret_data
 from dynamo_cli.local.probes import Action, InvalidProbe, Kind, Probe, parse_action, parse_probe
 
+COMPONENT_LABEL = "nvidia.com/dynamo-component"
 TYPE_LABEL = "nvidia.com/dynamo-component-type"
 GENERATION_LABEL = "nvidia.com/dynamo-worker-hash"
 ENGINE_ROLES = ("worker", "prefill", "decode")
@@ -95,6 +96,7 @@ class Plan:
     objects: Objects
     namespace: str
     notes: tuple[str, ...] = ()
+    adapters: Mapping[str, str] = field(default_factory=dict)  # scaling adapter -> Deployment
 
 
 class Refusals(Exception):
@@ -109,7 +111,6 @@ class Refusals(Exception):
 SILENT_KINDS = frozenset({
     "ConfigMap", "Secret", "Service", "ServiceAccount", "Role", "RoleBinding", "NetworkPolicy",
     "PodDisruptionBudget", "PodMonitor", "DynamoGraphDeployment",
-    "DynamoGraphDeploymentScalingAdapter",
 })  # fmt: skip
 
 
@@ -128,6 +129,7 @@ def make_plan(
     config_maps: dict[str, Mapping[str, str]] = {}
     secrets: dict[str, Mapping[str, str]] = {}
     deployments: list[Mapping[str, Any]] = []
+    adapters: dict[str, str] = {}  # name -> component
     for manifest in manifests:
         kind = str(manifest.get("kind", ""))
         name = str((manifest.get("metadata") or {}).get("name", ""))
@@ -142,6 +144,8 @@ def make_plan(
                 refusals.append(str(error))
         elif kind == "Deployment":
             deployments.append(manifest)
+        elif kind == "DynamoGraphDeploymentScalingAdapter":
+            adapters[name] = str(manifest["spec"]["dgdRef"]["componentName"])
         elif kind in ("LeaderWorkerSet", "PodCliqueSet", "StatefulSet", "Job", "DaemonSet"):
             refusals.append(f"{kind} {name!r} can't run as processes; only Deployments can")
         elif kind not in SILENT_KINDS:
@@ -154,7 +158,18 @@ def make_plan(
     if refusals:
         raise Refusals(list(dict.fromkeys(refusals)))
     pods.sort(key=lambda pod: pod.component_type != "frontend")  # stable: file order otherwise
-    return Plan(tuple(pods), objects, namespace, tuple(dict.fromkeys(notes)))
+    of_component = {pod.labels.get(COMPONENT_LABEL): pod.deployment for pod in pods}
+    return Plan(
+        tuple(pods),
+        objects,
+        namespace,
+        tuple(dict.fromkeys(notes)),
+        {
+            name: of_component[component]
+            for name, component in adapters.items()
+            if component in of_component
+        },
+    )
 
 
 def _pod(

@@ -48,7 +48,8 @@ class Place:
     address: str
     scratch: Path  # the pod's own: volumes, temporary files, working folder
     logs: Path  # the pod's own
-    endpoints: Path  # the file that frontends read
+    endpoints: Path  # the file that frontends and planners read
+    scales: Path  # the socket that planners scale by
     run: str  # id of the run, opens every marker
     tell: Callable[[str], None]  # of the run's keeper
 
@@ -131,6 +132,8 @@ class Pod:
             "DYN_DISCOVERY_BACKEND": "file",
             "DYN_ENDPOINTS_FILE": str(place.endpoints),
         }
+        if self.plan.component_type == "planner":
+            forced["DYN_LOCAL_SCALE_SOCKET"] = str(place.scales)
         variables = declared | forced
         folders = {
             mount.path: volumes.mount_folder(

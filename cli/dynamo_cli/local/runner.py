@@ -21,6 +21,7 @@ from dynamo_cli.local.plan import GENERATION_LABEL, Plan, PodPlan, Refusals
 from dynamo_cli.local.pod import MissingProgram, Place, Pod
 from dynamo_cli.local.record import PodRecord, UpRecord, started, write_record
 from dynamo_cli.local.routed import until_routed
+from dynamo_cli.local.scales import ScaleServer
 from dynamo_cli.local.session import Session
 from dynamo_cli.local.volumes import Refused, remove_tree
 
@@ -62,6 +63,8 @@ class Runner:
         self._routed = False  # the frontends have heard of the engines
         self._moved = asyncio.Event()
         self._endpoints_file = session.state / "endpoints.json"
+        self._scales_socket = session.scratch / "scales"
+        self._scales: ScaleServer | None = None
         self._endpoints: list[Endpoint] | None = None
         self._record: UpRecord | None = None
 
@@ -86,9 +89,21 @@ class Runner:
             check_ports(pod.address, pod.plan.ports)
         notes = [note for pod in self.pods for note in pod.notes]
         self._publish()
+        if any(plan.component_type == "planner" for plan in self.plan.pods):
+            self._scales = self._scale_server()
+            await self._scales.start()
         for pod in self.pods:
             self._tasks[pod] = asyncio.create_task(pod.run(), name=pod.name)
         return list(dict.fromkeys(notes))
+
+    def _scale_server(self) -> ScaleServer:
+        return ScaleServer(
+            self._scales_socket,
+            self.plan.adapters,
+            wanted=lambda deployment: self._wanted[deployment],
+            ready=lambda name: sum(p.ready for p in self.pods if p.plan.deployment == name),
+            scale=self.scale,
+        )
 
     def _make(self, plan: PodPlan, ordinal: int) -> Pod:
         name = f"{plan.deployment}-{ordinal}"
@@ -100,6 +115,7 @@ class Runner:
             scratch=self.session.scratch / str(self._made),
             logs=self.session.state / name,
             endpoints=self._endpoints_file,
+            scales=self._scales_socket,
             run=self.session.id,
             tell=self.session.tell,
         )
@@ -107,6 +123,9 @@ class Runner:
 
     async def stop(self, grace_s: float | None = None) -> None:
         """End all pods at once, each within its grace period."""
+        if self._scales is not None:
+            await self._scales.stop()
+            self._scales = None
         await asyncio.gather(*(self._end(pod, grace_s) for pod in list(self.pods)))
 
     async def _end(self, pod: Pod, grace_s: float | None = None) -> None:

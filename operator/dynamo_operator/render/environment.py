@@ -9,9 +9,13 @@ that the concatenated layers would have resolved is resolved, to the winning val
 
 import re
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
-from dynamo_operator.render.merge import Json
+from dynamo_operator.render.merge import Json, entries, mapping
+
+MAIN = "main"
+"""Name of the container that a component is."""
 
 _REFERENCE = re.compile(r"(\$\$)|\$\(([-._a-zA-Z][-._a-zA-Z0-9]*)\)")
 
@@ -96,3 +100,22 @@ def variable(name: str, value: str) -> Json:
 def field(name: str, path: str) -> Json:
     """A variable that takes its value from the pod's own fields."""
     return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+
+
+def with_variable(template: Json, variable: Mapping[str, Any], unless: AbstractSet[str]) -> Json:
+    """The pod template with `variable` in its container `main`, where that has none of `unless`."""
+    spec = template["spec"]
+    containers = [
+        {**container, "env": _added(entries(mapping(container).get("env")), variable, unless)}
+        if mapping(container).get("name") == MAIN
+        else container
+        for container in entries(spec.get("containers"))
+    ]
+    return {**template, "spec": {**spec, "containers": containers}}
+
+
+def _added(
+    env: Sequence[Json], variable: Mapping[str, Any], unless: AbstractSet[str]
+) -> list[Mapping[str, Any]]:
+    own = {mapping(entry).get("name") for entry in env}
+    return [*env] if own & unless else [*env, variable]

@@ -26,6 +26,7 @@ from dynamo_operator.render import (
     networkpolicies,
     pairing,
     pods,
+    scaling,
     serviceaccounts,
     services,
     unrendered,
@@ -130,6 +131,7 @@ def render_with_notes(
         parts.append(pods.part(component, whole, noted))
 
     pairing.give_secret(parts, whole)
+    scaling.tell_planners(parts, whole)
     worker_hash = kept.worker_hash if kept is not None else deployments.worker_hash(parts)
     generation = worker_hash if deployments.generations_apart(parts) else ""
     workloads: list[Manifest] = []

@@ -6,16 +6,15 @@ because rendering is pure: whoever applies it makes the content, once (`PAIRING_
 least 16 bytes). Pods start without it too, and say that they can't pair.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from dynamo_operator.render import deployments, names
-from dynamo_operator.render.merge import Json, entries, mapping
+from dynamo_operator.render import deployments, environment, names
+from dynamo_operator.render.merge import Json
 from dynamo_operator.render.parts import Graph, Part
 from dynamo_operator.render.runtimes import Family
 
 SECRET_VARIABLE = "DYN_PD_SECRET"
 FILE_VARIABLE = "DYN_PD_SECRET_FILE"
-MAIN = "main"
 
 
 def secret(parts: Sequence[Part], graph: Graph) -> Json | None:
@@ -42,27 +41,14 @@ def give_secret(parts: Sequence[Part], graph: Graph) -> None:
             "optional": True,
         }
     }
+    own = {SECRET_VARIABLE, FILE_VARIABLE}
     for part in parts:
         picks = part.kind in ("frontend", "epp") and part.family is not Family.FOREIGN
         pairs = part.role in ("prefill", "decode") and part.family is Family.LAUNCHER
         if picks or pairs:
             part.templates = {
-                which: _with_variable(template, {"name": SECRET_VARIABLE, "valueFrom": source})
+                which: environment.with_variable(
+                    template, {"name": SECRET_VARIABLE, "valueFrom": source}, own
+                )
                 for which, template in part.templates.items()
             }
-
-
-def _with_variable(template: Json, variable: Mapping[str, object]) -> Json:
-    spec = template["spec"]
-    containers = [
-        {**container, "env": _added(entries(mapping(container).get("env")), variable)}
-        if mapping(container).get("name") == MAIN
-        else container
-        for container in entries(spec.get("containers"))
-    ]
-    return {**template, "spec": {**spec, "containers": containers}}
-
-
-def _added(env: Sequence[Json], variable: Mapping[str, object]) -> list[Mapping[str, object]]:
-    own = {mapping(entry).get("name") for entry in env}
-    return [*env] if own & {SECRET_VARIABLE, FILE_VARIABLE} else [*env, variable]

@@ -42,18 +42,16 @@ class Program:
     family: Family
     rules: Mapping[str, flags.Rule]
     """What becomes of the flags of the Dynamo module that it replaces."""
-    shipped: bool = True
-    """Whether the image holds the command in this version of the platform."""
 
 
 FRONTEND = Program("frontend", ("dynamo", "frontend"), Family.FRONTEND, flags.FRONTEND)
 VLLM = Program("vllm", ("dynamo", "worker", "vllm"), Family.LAUNCHER, flags.VLLM)
 SIMULATOR = Program("worker", ("dynamo", "worker", "sim"), Family.LAUNCHER, flags.MOCKER)
 EPP = Program("epp", ("dynamo", "epp"), Family.EPP, {})
-PLANNER = Program("planner", ("dynamo", "planner"), Family.PLANNER, {}, shipped=False)
+PLANNER = Program("planner", ("dynamo", "planner", "run"), Family.PLANNER, {})
 
 BY_IMAGE = {program.image: program for program in (FRONTEND, VLLM, SIMULATOR, EPP, PLANNER)}
-BY_MODULE = {"frontend": FRONTEND, "vllm": VLLM, "mocker": SIMULATOR}
+BY_MODULE = {"frontend": FRONTEND, "vllm": VLLM, "mocker": SIMULATOR, "planner": PLANNER}
 """Dynamo's modules that a program of ours replaces: `python3 -m dynamo.<key>`."""
 
 MODULE_TYPES = {"frontend": "frontend", "planner": "planner"} | dict.fromkeys(
@@ -206,9 +204,6 @@ def _resolve(
         if translation.changes:
             message = f"flags for `{runs}`: {translation.changes}"
             noted.add(component, notes.FLAGS_TRANSLATED, message)
-        if not program.shipped:
-            message = f"this version of the platform has no `{runs}`"
-            noted.add(component, notes.RUNTIME_UNSUPPORTED, message)
         family = program.family
         kind = FAMILY_TYPES[family]
         return Runtime(family, target, new_command, new_args or None, translation.role, kind)

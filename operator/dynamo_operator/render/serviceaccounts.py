@@ -1,8 +1,8 @@
 """Service accounts and their rights: as few as the component's job takes.
 
 A frontend and a picker watch pods and tell people of problems, a picker also watches what people
-say of models; a planner sets the scale of the graph's own adapters; a worker asks Kubernetes for
-nothing and gets no account.
+say of models; a planner watches pods and sets the scale of the graph's own adapters; a worker asks
+Kubernetes for nothing and gets no account.
 """
 
 from collections.abc import Sequence
@@ -40,12 +40,13 @@ def _rules(part: Part, graph: Graph, parts: Sequence[Part]) -> list[Json]:
             if not adapters:  # without names the rule would reach every adapter
                 return []
             return [
+                _watched("", "pods"),
                 {
                     "apiGroups": [names.GROUP],
                     "resources": ["dynamographdeploymentscalingadapters/scale"],
                     "resourceNames": adapters,
                     "verbs": ["get", "patch", "update"],
-                }
+                },
             ]
     return []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 GRAPH = "nvidia.com/dynamo-graph-deployment-name"
+COMPONENT = "nvidia.com/dynamo-component"
 ROLE = "nvidia.com/dynamo-component-type"
 CLASS = "nvidia.com/dynamo-component-class"
 WORKER_HASH = "nvidia.com/dynamo-worker-hash"

@@ -1,0 +1,7 @@
+"""Where readings come from."""
+
+from dynamo_planner.sources.endpoints import Misconfigured as Misconfigured
+from dynamo_planner.sources.endpoints import endpoint_source as endpoint_source
+from dynamo_planner.sources.scrape import DirectScrape as DirectScrape
+from dynamo_planner.sources.source import MetricsSource as MetricsSource
+from dynamo_planner.sources.source import Pods as Pods
