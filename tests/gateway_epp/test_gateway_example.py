@@ -10,7 +10,7 @@ from dynamo_cli import epp_command
 from dynamo_epp.models.watch import OBJECTIVES, REWRITES
 from dynamo_epp.server.health import LIVENESS, READINESS
 from dynamo_runtime.discovery import PoolSpec
-from dynamo_runtime.kubernetes.resources import INFERENCE_POOLS, PODS
+from dynamo_runtime.kubernetes.resources import EVENTS, INFERENCE_POOLS, PODS
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "inference-pool.yaml"
 GUIDE = Path(__file__).parents[2] / "docs" / "gateway.md"
@@ -41,9 +41,11 @@ def test_the_parts_name_each_other() -> None:
 def test_the_rights_are_those_that_are_used() -> None:
     rules = manifests()["Role"]["rules"]
     granted = {(g, r) for rule in rules for g in rule["apiGroups"] for r in rule["resources"]}
-    used = {(kind.group, kind.plural) for kind in (PODS, INFERENCE_POOLS, *OBJECTIVES, *REWRITES)}
-    assert granted == used
-    assert all(rule["verbs"] == ["get", "list", "watch"] for rule in rules)
+    used = (PODS, INFERENCE_POOLS, EVENTS, *OBJECTIVES, *REWRITES)
+    assert granted == {(kind.group, kind.plural) for kind in used}
+    *read, told = rules
+    assert (told["resources"], told["verbs"]) == (["events"], ["create"])
+    assert all(rule["verbs"] == ["get", "list", "watch"] for rule in read)
 
 
 def test_the_guide_names_flags_that_exist() -> None:

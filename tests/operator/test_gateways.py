@@ -51,7 +51,7 @@ def test_a_picker_may_read_what_people_say_of_its_pools_models(
         for resource in rule["resources"]
     }
     read = ["get", "list", "watch"]
-    assert allowed == {("", "pods"): read} | {
+    assert allowed == {("", "pods"): read, ("", "events"): ["create"]} | {
         (group, kind): read
         for group in ("llm-d.ai", "inference.networking.x-k8s.io")
         for kind in ("inferenceobjectives", "inferencemodelrewrites")
