@@ -38,6 +38,7 @@ class RoleDecision:
     load_state: str  # of the reactive loop; a state of `dynamo_planner_load_scaling_decision`
     throughput_state: str  # of the predictive one; of `dynamo_planner_throughput_scaling_decision`
     observed: Observed
+    throughput_reason: str = ""  # of the predictive loop's last word
     scaled_by_others: str = ""  # who was found to have set another number
     prediction: Prediction | None = None
     capacity_rps: float | None = None  # of one replica

@@ -142,6 +142,7 @@ class _Thought:
                 osl=traffic.osl,
                 note=view.note,
             ),
+            throughput_reason=predicted.reason if predicted is not None else "",
             scaled_by_others=self.scaled_by_others,
             prediction=self.prediction,
             capacity_rps=self.capacity.rps if self.capacity else None,

@@ -17,6 +17,7 @@ CONFIG = PlannerConfig(
     mode="agg",
     load_min_observations=1,
     scale_down_stabilization_seconds=60,
+    scale_up_stabilization_seconds=0,
     scale_up_cooldown_seconds=15,
     scaling_timeout_seconds=600,
 )
@@ -80,6 +81,18 @@ def test_the_highest_in_the_window_counts() -> None:
     for wants in [2] * 6 + [4] + [2] * 6:
         verdict = role.look(wants)
     assert verdict.replicas == 4
+
+
+def test_more_must_be_right_for_a_while_and_the_least_of_it_counts() -> None:
+    role = Role(2, CONFIG.model_copy(update={"scale_up_stabilization_seconds": 5.0}))
+    assert role.look(6).replicas == 2
+    assert role.look(2).replicas == 2
+    verdict = role.look(6)
+    assert verdict.replicas == 2
+    assert "for less than 5 s" in verdict.reason
+    assert role.look(4).replicas == 4
+    foreseen = Role(2, CONFIG.model_copy(update={"scale_up_stabilization_seconds": 60.0}))
+    assert foreseen.look(2, floor=5).replicas == 5
 
 
 def test_a_second_step_up_waits_for_the_cool_down() -> None:
@@ -201,6 +214,16 @@ def test_the_budget_takes_growth_back_and_says_so() -> None:
     found = constrain({"prefill": 3, "decode": 6}, {}, [], fleet, PlannerConfig(max_gpu_budget=8))
     assert found.replicas == {"D": 2, "P": 3} or found.replicas == {"D": 3, "P": 2}
     assert found.notes == ("15 GPUs are wanted, max_gpu_budget is 8",)
+
+
+def test_a_role_that_is_held_is_moved_by_no_limit() -> None:
+    fleet = (Component("D", "decode", 9), Component("P", "prefill", 2))
+    config = PlannerConfig(max_gpu_budget=8, max_endpoint=5)
+    found = constrain({"prefill": 4, "decode": 9}, {}, ["decode"], fleet, config)
+    assert found.replicas == {"D": 9, "P": 1}
+    assert found.notes == (
+        "13 GPUs are wanted, max_gpu_budget is 8; 10 run, and can't be fewer now",
+    )
 
 
 def test_the_least_budget_is_filled_up() -> None:

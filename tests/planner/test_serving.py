@@ -42,6 +42,7 @@ CONFIG = PlannerConfig(
     decode_scale_up_kv_rate=50,
     decode_scale_down_kv_rate=20,
     load_min_observations=1,
+    scale_up_stabilization_seconds=0,
     max_gpu_budget=4,
 )
 
@@ -52,12 +53,13 @@ class Worker:
     def __init__(self) -> None:
         self.kv_usage = 0.1
         self.broken = False
+        self.padding = 0  # bytes of other metrics before those that are read
         self.port = 0
 
     async def metrics(self, _: web.Request) -> web.Response:
         if self.broken:
             raise web.HTTPServiceUnavailable
-        page = (
+        page = "# other\n" * (self.padding // 8) + (
             'vllm:num_requests_running{engine="0"} 4\n'
             'vllm:num_requests_waiting{engine="0"} 0\n'
             f'vllm:kv_cache_usage_perc{{engine="0"}} {self.kv_usage}\n'
@@ -359,3 +361,16 @@ def test_settings_that_can_not_work_name_the_variable() -> None:
             endpoint_source(
                 backend, file=None, graph="", namespace="", on_problem=lambda problem: None
             )
+
+
+async def test_a_large_page_is_read_to_its_end(tmp_path: Path) -> None:
+    async with planner(tmp_path) as (made, _, engine, _, _):
+        engine.padding = 200_000
+        (reading,) = await made._source.readings()
+        assert reading.kv_usage == 0.1
+        assert reading.context_tokens == 4096
+        engine.padding = 20 << 20
+        await made._source.readings()
+        (again,) = await made._source.readings()
+        assert again.age_s is not None
+        assert again.age_s > 0

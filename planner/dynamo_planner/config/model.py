@@ -140,6 +140,9 @@ class PlannerConfig(Keys):
 
     max_load_scaling_replicas: Positive = 4
     """Ours: most replicas that one reactive decision adds. It takes away one."""
+    scale_up_stabilization_seconds: NotNegative = 5.0
+    """Ours: for so long more must have been found right before the reactive loop adds any; then it
+    is the least of that. One look is a moment, and a queue of a moment is none."""
     scale_up_cooldown_seconds: NotNegative = 15.0
     """Ours: between two reactive steps up of a role."""
     scale_down_stabilization_seconds: NotNegative = 120.0

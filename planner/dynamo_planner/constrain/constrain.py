@@ -38,8 +38,8 @@ def constrain(
 ) -> Allocation:
     """What of ``wanted`` the limits allow.
 
-    ``carried``: workers that what a role has in hand needs. A role in ``held`` is not moved, but
-    for its own bounds and the budget: nothing was weighed.
+    ``carried``: workers that what a role has in hand needs. A role in ``held`` is not moved by
+    anything: nobody knows what moving it would do.
     """
     notes: list[str] = []
     targets = _in_ratio(dict(wanted), fleet, config, notes)
@@ -48,13 +48,16 @@ def constrain(
         components = of_role(fleet, role)
         if not components:
             continue
-        low = max(config.fewest(role), carried.get(role, 0) if role not in held else 0)
+        if role in held:
+            replicas |= {each.name: each.desired for each in components}
+            continue
+        low = max(config.fewest(role), carried.get(role, 0))
         high = config.most(role)
         bounded = _clamp(target, low, high, desired(components))
         if bounded != target:
             notes.append(f"{role}: {target} replicas are wanted, bounds leave {bounded}")
         replicas |= _split(bounded, components, config)
-    _within_budget(replicas, carried, fleet, config, notes)
+    _within_budget(replicas, carried, held, fleet, config, notes)
     return Allocation(replicas, tuple(notes))
 
 
@@ -122,6 +125,7 @@ def _split(target: int, components: Fleet, config: PlannerConfig) -> dict[str, i
 def _within_budget(
     replicas: dict[str, int],
     carried: Mapping[Role, int],
+    held: Sequence[Role],
     fleet: Fleet,
     config: PlannerConfig,
     notes: list[str],
@@ -138,6 +142,8 @@ def _within_budget(
     def spare(name: str) -> bool:
         """Whether its role can do with one replica less of it."""
         role = by_name[name].role
+        if role in held:
+            return False
         least = max(config.fewest(role), carried.get(role, 0))
         return role_total(role) > least and replicas[name] > (
             _limits(by_name[name], config).min_endpoint or 0
@@ -168,7 +174,8 @@ def _within_budget(
             room = [
                 n
                 for n, count in replicas.items()
-                if count < (_limits(by_name[n], config).max_endpoint or math.inf)
+                if by_name[n].role not in held
+                and count < (_limits(by_name[n], config).max_endpoint or math.inf)
                 and role_total(by_name[n].role) < (config.most(by_name[n].role) or math.inf)
                 and (budget < 0 or total() + by_name[n].gpus <= budget)
             ]

@@ -106,10 +106,9 @@ def propose_by_estimate(
         return Proposal(role, desired, "insufficient_data", "there is no model to estimate by"), ()
     found = tuple(estimate(load, view, chosen.model, prompt, context) for load in view.loads)
     shares = [each.share(config) for each in found]
-    what = (
-        f"the next request is estimated at {100 * min(shares):.0f}% to {100 * max(shares):.0f}% "
-        f"of its targets by {chosen}"
-    )
+    low, high = f"{100 * min(shares):.0f}%", f"{100 * max(shares):.0f}%"
+    span = high if low == high else f"{low} to {high}"
+    what = f"the next request is estimated at {span} of its targets by {chosen}"
     if min(shares) > 1 and view.busy:
         return Proposal(role, desired + 1, "scale_up", what), found
     below = config.load_scaling_down_sensitivity / 100

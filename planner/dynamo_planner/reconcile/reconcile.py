@@ -1,8 +1,9 @@
 """The stage: proposals in, one number out, and the reason for it.
 
 Reasons to keep still come first, each said; then the loops are merged; then the move is slowed
-down. Up is a matter of seconds, down of minutes: `scale_down_stabilization_seconds` is the window
-in which the highest number counts, as in Kubernetes' HorizontalPodAutoscaler.
+down. Up is a matter of seconds, down of minutes: of what was found right within
+`scale_up_stabilization_seconds` the least counts, within `scale_down_stabilization_seconds` the
+most, as in Kubernetes' HorizontalPodAutoscaler.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def _follow(
     if not settled and now != memory.desired:
         since = at
     blind = view.blind
-    window = at - config.scale_down_stabilization_seconds
+    longest = max(config.scale_down_stabilization_seconds, config.scale_up_stabilization_seconds)
+    window = at - longest - config.load_adjustment_interval_seconds
     grown = memory.desired is not None and now > memory.desired
     memory = replace(
         memory,
@@ -152,18 +154,23 @@ def _weighed(
             wanted, reason = floor.replicas, floor.reason
     elif floor is not None:
         wanted, reason = floor.replicas, floor.reason
+    if wanted > now and floor is not None and floor.replicas == wanted:
+        return _moved(memory, at, role, wanted, state, reason)  # foreseen: that was no moment
     if wanted > now:
-        foreseen = floor is not None and floor.replicas > now
-        cooling = memory.up_at is not None and at - memory.up_at < config.scale_up_cooldown_seconds
-        if cooling and not foreseen:
-            memory = _recommended(memory, at, wanted)
-            return Verdict(
-                role, now, "no_change", f"{reason}; the last step up is too recent"
-            ), memory
-        return _moved(memory, at, role, wanted, state, reason)
+        memory = _recommended(memory, at, wanted)
+        least, lasting = _lasting(memory, at, config)
+        if memory.up_at is not None and at - memory.up_at < config.scale_up_cooldown_seconds:
+            why = f"{reason}; the last step up is too recent"
+        elif not lasting or least <= now:
+            why = f"{reason}; for less than {config.scale_up_stabilization_seconds:g} s"
+        else:
+            return Verdict(role, least, state, reason), memory
+        least = now if floor is None else max(now, floor.replicas)
+        return Verdict(role, least, "no_change", why), memory
     memory = _recommended(memory, at, wanted)
     since = memory.watched_since
-    highest = max(replicas for _, replicas in memory.wanted)
+    window = at - config.scale_down_stabilization_seconds
+    highest = max(replicas for time, replicas in memory.wanted if time > window)
     patient = since is not None and at - since >= config.scale_down_stabilization_seconds
     if wanted == now:
         return Verdict(role, now, state, reason), memory
@@ -178,6 +185,16 @@ def _moved(
 ) -> tuple[Verdict, RoleMemory]:
     """A step up."""
     return Verdict(role, replicas, state, reason), _recommended(memory, at, replicas)
+
+
+def _lasting(memory: RoleMemory, at: float, config: PlannerConfig) -> tuple[int, bool]:
+    """The least that was found right in the last `scale_up_stabilization_seconds`, and whether the
+    looks reach back so far. Looks are not exactly an interval apart: half of one is tolerated."""
+    stabilization = config.scale_up_stabilization_seconds
+    half = min(config.load_adjustment_interval_seconds, stabilization) / 2
+    since = at - stabilization
+    recent = [entry for entry in memory.wanted if entry[0] >= since - half]
+    return min(replicas for _, replicas in recent), recent[0][0] <= since + half
 
 
 def _recommended(memory: RoleMemory, at: float, replicas: int) -> RoleMemory:

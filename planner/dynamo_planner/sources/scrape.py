@@ -150,8 +150,14 @@ class DirectScrape:
         """Body and "", or nothing and why not."""
         try:
             async with client.get(url, allow_redirects=False) as answer:
-                body = await answer.content.read(LARGEST_PAGE)
-                return (body, "") if answer.status == 200 else (b"", f"{url}: {answer.status}")
+                if answer.status != 200:
+                    return b"", f"{url}: {answer.status}"
+                body = bytearray()
+                async for chunk in answer.content.iter_any():
+                    body += chunk
+                    if len(body) > LARGEST_PAGE:
+                        return b"", f"{url}: more than {LARGEST_PAGE >> 20} MiB"
+                return bytes(body), ""
         except TimeoutError:
             return b"", f"{url}: no answer within {self._timeout.total:g} s"
         except (aiohttp.ClientError, OSError) as error:
