@@ -32,7 +32,7 @@ from e2e.gateway import envoy as gateway
 
 HTTP_PORT, STATUS_PORT, STREAM_PORT, PICKER_PORT, WIRE_PORT = 8000, 9090, 5557, 9002, 5560
 START_S = 60.0
-HEALTH_TIMEOUT_S, HUNG_S = 1.0, 6.0
+HEALTH_TIMEOUT_S, HUNG_S = 1.0, 8.0
 """Of our launcher, which by itself is more patient."""
 ENGINE = ("--served-model-name=tiny", "--enable-prompt-tokens-details", "--log-level=warning")
 PREFIX_WEIGHT = 20
