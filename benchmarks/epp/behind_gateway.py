@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import contextlib
 import itertools
+import json
 import os
 import platform
 import statistics
@@ -26,7 +27,6 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from dynamo_epp.frontend.bootstrap import Sockets
 from dynamo_epp.frontend.envoy import Envoy
 from dynamo_runtime.discovery import Endpoint, write_endpoints
@@ -120,7 +120,7 @@ async def envoy(kind: str, number: int, engine: str) -> AsyncIterator[None]:
         sockets = Sockets(Path(directory))
         config = gateway((f"127.0.43.{number}", PORT), sockets, address(kind, number))
         if kind == "direct":
-            config = yaml.safe_dump(without_picker(yaml.safe_load(config), engine))
+            config = json.dumps(without_picker(json.loads(config), engine))
         sockets.bootstrap.write_text(config)
         running = await Envoy.start(sockets, concurrency=1, log_level="error")
         try:

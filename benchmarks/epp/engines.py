@@ -63,6 +63,8 @@ class Engine:
         await self.publisher.start()
         api = web.Application(client_max_size=1 << 26)
         api.router.add_get("/metrics", self.metrics)
+        api.router.add_get("/v1/models", self.models)
+        api.router.add_get("/health", self.healthy)
         api.router.add_post("/v1/chat/completions", self.chat)
         status = web.Application()
         status.router.add_get("/tokenizer/{name}", self.tokenizer_file)
@@ -75,6 +77,12 @@ class Engine:
         return web.Response(
             body=METRICS, headers={"content-type": "text/plain; version=0.0.4; charset=utf-8"}
         )
+
+    async def models(self, _: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
+
+    async def healthy(self, _: web.Request) -> web.Response:
+        return web.Response()
 
     async def tokenizer_file(self, request: web.Request) -> web.Response:
         return web.Response(body=self.files[request.match_info["name"]])
