@@ -35,6 +35,7 @@ class RoleDecision:
     replicas: int  # and after
     reason: str
     held: bool  # nothing was weighed
+    clamped: bool  # another number was right, but not for long enough
     load_state: str  # of the reactive loop; a state of `dynamo_planner_load_scaling_decision`
     throughput_state: str  # of the predictive one; of `dynamo_planner_throughput_scaling_decision`
     observed: Observed

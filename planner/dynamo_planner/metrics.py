@@ -11,6 +11,8 @@ from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram
 
 from dynamo_planner.config.model import PlannerConfig
 from dynamo_planner.decision import Decision, RoleDecision
+from dynamo_planner.observe import Reading
+from dynamo_planner.observe.reading import known
 
 LOAD_STATES = (
     "unset",
@@ -92,6 +94,9 @@ class PlannerMetrics:
             states=list(THROUGHPUT_STATES),
             registry=registry,
         )
+        self.clamped = counter(
+            "reconcile_clamped", "Roles that another number was right for, but not for long enough"
+        )
         self.capped = counter("constrain_capped", "Decisions that a limit changed")
         self.duration = Histogram(
             "dynamo_planner_tick_duration_seconds", "Duration of a look", registry=registry
@@ -104,6 +109,13 @@ class PlannerMetrics:
         self.seen = gauge("workers_seen", "Of them, those whose figures are known", ["role"])
         self.age = gauge("readings_age_seconds", "Age of the oldest figures in use", ["role"])
         self.held = gauge("held", "1 while nothing is decided and the replicas are kept", ["role"])
+        engine = ["worker_id", "dp_rank"]
+        self.queued = gauge(
+            "engine_queued_prefill_tokens", "Prompt tokens still to be computed, by worker", engine
+        )
+        self.in_use = gauge(
+            "engine_inflight_decode_kv_tokens", "Tokens in the KV cache in use, by worker", engine
+        )
         self.model_error = gauge(
             "model_error",
             "Mean relative error of the performance model in use over the last hour",
@@ -113,6 +125,19 @@ class PlannerMetrics:
     def targets(self, config: PlannerConfig) -> None:
         self.sla_ttft.set(config.ttft_ms)
         self.sla_itl.set(config.itl_ms)
+
+    def show_engines(self, readings: Iterable[Reading]) -> None:
+        """The gauges of single workers; those that are gone have none."""
+        self.queued.clear()
+        self.in_use.clear()
+        for reading in readings:
+            usage, size = known(reading.kv_usage), known(reading.kv_tokens)
+            for metric, value in (
+                (self.queued, known(reading.queued_tokens)),
+                (self.in_use, usage * size if usage is not None and size is not None else None),
+            ):
+                if value is not None:
+                    metric.labels(reading.worker, "0").set(value)
 
     def show(self, decision: Decision) -> None:
         self.gpu_hours.set(decision.gpu_hours)
@@ -135,6 +160,8 @@ class PlannerMetrics:
         self.seen.labels(role.role).set(seen.seen)
         self.age.labels(role.role).set(seen.age_s)
         self.held.labels(role.role).set(role.held)
+        if role.clamped:
+            self.clamped.inc()
         if role.scaled_by_others:
             self.yielded.inc()
         if role.capacity_rps is not None:

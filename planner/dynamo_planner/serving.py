@@ -153,6 +153,7 @@ class Planner:
         wall = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.journal.told.append(Told(wall, decision))
         self._metrics.show(decision)
+        self._metrics.show_engines(inputs.readings)
         if self._recording is not None:
             self._recording.write(look_line(Look(inputs, decision, wall)))
             self._recording.flush()

@@ -125,6 +125,7 @@ class _Thought:
             replicas=replicas,
             reason=verdict.reason,
             held=verdict.held,
+            clamped=verdict.clamped,
             load_state=verdict.state if config.reactive else "disabled",
             throughput_state=(predicted.state if predicted is not None else "unset")
             if config.predictive

@@ -31,7 +31,8 @@ from dynamo_planner.settings import Settings
 from dynamo_planner.sources import DirectScrape, Misconfigured, endpoint_source
 from dynamo_planner.state import State
 from dynamo_runtime.discovery import Endpoint, FileEndpointSource, write_endpoints
-from dynamo_runtime.kubernetes.client import ApiError, ApiUnreachable
+from dynamo_runtime.kubernetes.access import Access
+from dynamo_runtime.kubernetes.client import ApiError, ApiUnreachable, KubernetesClient
 from dynamo_runtime.lifecycle import Lifecycle
 from prometheus_client import CollectorRegistry
 
@@ -62,6 +63,7 @@ class Worker:
         page = "# other\n" * (self.padding // 8) + (
             'vllm:num_requests_running{engine="0"} 4\n'
             'vllm:num_requests_waiting{engine="0"} 0\n'
+            "dynamo_worker_active_prefill_tokens 7\n"
             f'vllm:kv_cache_usage_perc{{engine="0"}} {self.kv_usage}\n'
         )
         return web.Response(text=page)
@@ -177,6 +179,8 @@ async def test_it_looks_decides_and_scales(tmp_path: Path) -> None:
         await made.look()
         assert seen.get_sample_value("dynamo_planner_num_decode_replicas") == 2
         assert seen.get_sample_value("dynamo_planner_orders_total", {"outcome": "taken"}) == 1
+        queued = {"worker_id": "w0", "dp_rank": "0"}
+        assert seen.get_sample_value("dynamo_planner_engine_queued_prefill_tokens", queued) == 7
         state = {"dynamo_planner_load_scaling_decision": "no_change"}
         assert seen.get_sample_value("dynamo_planner_load_scaling_decision", state) == 1
     again = list(replay(io.BytesIO(recording.getvalue())))
@@ -334,6 +338,24 @@ async def test_the_socket_answers_as_the_api_server_does(tmp_path: Path) -> None
     with pytest.raises(ApiUnreachable):
         await gone.get(path.format("g-worker"))
     await gone.close()
+
+
+async def test_a_cluster_is_scaled_at_the_same_paths(tmp_path: Path) -> None:
+    """The real client of the API server, and the runner's answers over TCP in its place."""
+    machine = Machine(tmp_path, 1)
+    runner = machine.server._runner
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0]
+    async with KubernetesClient(Access(f"http://{host}:{port}"), user_agent="test") as client:
+        connector = ScaleConnector(client, "default", COMPONENTS)
+        assert await connector.desired() == {"Worker": 1}
+        await connector.scale("Worker", 3)
+        assert await connector.desired() == {"Worker": 3}
+        stranger = ScaleConnector(client, "default", [Scalable("X", "worker", "g-x")])
+        with pytest.raises(ApiError, match="no such scale"):
+            await stranger.desired()
+    await runner.cleanup()
 
 
 # --- settings

@@ -26,6 +26,7 @@ class Verdict:
     state: str  # of the reactive loop, in Dynamo's words
     reason: str
     held: bool = False  # nothing was weighed: it stays as it is
+    clamped: bool = False  # another number was right, but not for long enough
 
 
 def reconcile(
@@ -166,7 +167,7 @@ def _weighed(
         else:
             return Verdict(role, least, state, reason), memory
         least = now if floor is None else max(now, floor.replicas)
-        return Verdict(role, least, "no_change", why), memory
+        return Verdict(role, least, "no_change", why, clamped=True), memory
     memory = _recommended(memory, at, wanted)
     since = memory.watched_since
     window = at - config.scale_down_stabilization_seconds
@@ -176,7 +177,7 @@ def _weighed(
         return Verdict(role, now, state, reason), memory
     if highest >= now or not patient:
         why = f"{reason}; too much for less than {config.scale_down_stabilization_seconds:g} s"
-        return Verdict(role, now, "no_change", why), memory
+        return Verdict(role, now, "no_change", why, clamped=True), memory
     return Verdict(role, highest, state, reason), memory
 
 
