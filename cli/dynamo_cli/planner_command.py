@@ -53,7 +53,7 @@ def run(
 
     try:
         logs.configure("planner", log_level)
-        given = given_config(config)
+        given = given_config(config, os.environ)
         chosen = given.config
         settings = Settings.from_env(os.environ, record)
         profiles = load_profiles(Path(chosen.profile_results_dir))

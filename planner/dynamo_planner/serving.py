@@ -32,7 +32,14 @@ from dynamo_planner.fleet import Component, Fleet
 from dynamo_planner.metrics import PlannerMetrics
 from dynamo_planner.record import Head, Look, head_line, look_line
 from dynamo_planner.settings import Settings
-from dynamo_planner.sources import DirectScrape, MetricsSource, endpoint_source
+from dynamo_planner.sources import (
+    DirectScrape,
+    MetricsSource,
+    Prometheus,
+    PrometheusSource,
+    Workers,
+    endpoint_source,
+)
 from dynamo_planner.state import Inputs, State
 from dynamo_planner.status_routes import Journal, Told
 from dynamo_planner.step import step
@@ -52,6 +59,7 @@ class Planner:
         self,
         given: GivenConfig,
         state: State,
+        workers: Workers,
         source: MetricsSource,
         connector: Connector,
         lifecycle: Lifecycle,
@@ -63,6 +71,7 @@ class Planner:
         self.config = given.config
         self.state = state
         self.journal = Journal(given.config.model_dump(mode="json"), given.notes)
+        self._workers = workers
         self._source = source
         self._connector = connector
         self._lifecycle = lifecycle
@@ -95,8 +104,8 @@ class Planner:
             self._blocked(f"the scales can't be read: {error}")
             return None
         readings = await self._source.readings()
-        if self._source.problem:
-            self._blocked(self._source.problem)
+        if self._workers.problem:
+            self._blocked(self._workers.problem)
             return None
         if not desired:
             self._blocked(NOTHING_TO_SCALE)
@@ -124,7 +133,7 @@ class Planner:
     def _fleet(self, desired: Mapping[str, int]) -> Fleet:
         fleet = []
         for each in self._connector.components:
-            pods = self._source.pods(each.name)
+            pods = self._workers.pods(each.name)
             fleet.append(
                 Component(
                     each.name,
@@ -212,10 +221,13 @@ async def _serve(
 ) -> None:
     registry = CollectorRegistry()
     metrics = PlannerMetrics(registry)
-    source = _source(settings, given)
+    workers = _workers(settings)
+    source = _source(settings, given, workers)
     connector = await _connector(settings, stack)
     recording = stack.enter_context(settings.record.open("wb")) if settings.record else None
-    planner = Planner(given, state, source, connector, lifecycle, metrics, recording=recording)
+    planner = Planner(
+        given, state, workers, source, connector, lifecycle, metrics, recording=recording
+    )
     servers = [StatusServer(lifecycle, registry, settings.host, settings.status_port)]
     planner.journal.add_routes(servers[0].app)
     if settings.metrics_port:
@@ -229,7 +241,7 @@ async def _serve(
     log.info("scaling %s by %s%s", names, given.config.optimization_target, advisory)
     for note in given.notes:
         log.info("%s", note)
-    working = [asyncio.create_task(source.run()), asyncio.create_task(planner.run())]
+    working = [asyncio.create_task(workers.run()), asyncio.create_task(planner.run())]
     stopping = asyncio.create_task(_until(lifecycle.stop_requested))
     try:
         await asyncio.wait({*working, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -246,20 +258,31 @@ async def _until(event: asyncio.Event) -> None:
     await event.wait()
 
 
-def _source(settings: Settings, given: GivenConfig) -> DirectScrape:
+def _workers(settings: Settings) -> Workers:
     def told(problem: str) -> None:
-        source.registry_problem = problem
+        workers.registry_problem = problem
 
-    endpoints = endpoint_source(
-        settings.discovery,
-        file=settings.endpoints_file,
-        graph=settings.graph,
-        namespace=settings.namespace,
-        on_problem=told,
+    workers = Workers(
+        endpoint_source(
+            settings.discovery,
+            file=settings.endpoints_file,
+            graph=settings.graph,
+            namespace=settings.namespace,
+            on_problem=told,
+        )
     )
-    timeout = min(2.0, given.config.load_adjustment_interval_seconds / 2)
-    source = DirectScrape(endpoints, timeout_s=timeout)
-    return source
+    return workers
+
+
+def _source(settings: Settings, given: GivenConfig, workers: Workers) -> MetricsSource:
+    config = given.config
+    if config.metric_pulling_prometheus_endpoint:
+        log.info("asking Prometheus at %s", config.metric_pulling_prometheus_endpoint)
+        # On one machine no pod has a namespace that Prometheus could know.
+        namespace = settings.namespace if settings.discovery == "kubernetes" else ""
+        return PrometheusSource(workers, Prometheus.of(config), namespace=namespace)
+    timeout = min(2.0, config.load_adjustment_interval_seconds / 2)
+    return DirectScrape(workers, timeout_s=timeout)
 
 
 async def _connector(settings: Settings, stack: contextlib.AsyncExitStack) -> ScaleConnector:

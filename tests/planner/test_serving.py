@@ -28,7 +28,7 @@ from dynamo_planner.metrics import PlannerMetrics
 from dynamo_planner.record import replay
 from dynamo_planner.serving import Planner, run_planner
 from dynamo_planner.settings import Settings
-from dynamo_planner.sources import DirectScrape, Misconfigured, endpoint_source
+from dynamo_planner.sources import DirectScrape, Misconfigured, Workers, endpoint_source
 from dynamo_planner.state import State
 from dynamo_runtime.discovery import Endpoint, FileEndpointSource, write_endpoints
 from dynamo_runtime.kubernetes.access import Access
@@ -134,19 +134,21 @@ async def planner(
         machine = Machine(tmp_path, engine.port)
         await machine.server.start()
         api = LocalScaleApi(str(machine.socket))
-        source = DirectScrape(FileEndpointSource(machine.file, interval_s=0.01))
-        following = asyncio.create_task(source.run())
+        workers = Workers(FileEndpointSource(machine.file, interval_s=0.01))
+        source = DirectScrape(workers)
+        following = asyncio.create_task(workers.run())
         try:
             made = Planner(
                 GivenConfig(config),
                 State(),
+                workers,
                 source,
                 ScaleConnector(api, "default", COMPONENTS),
                 lifecycle,
                 PlannerMetrics(registry),
                 **more,
             )
-            await until(lambda: not source.problem)
+            await until(lambda: not workers.problem)
             yield made, machine, engine, lifecycle, registry
         finally:
             following.cancel()
@@ -174,7 +176,7 @@ async def test_it_looks_decides_and_scales(tmp_path: Path) -> None:
         engine.kv_usage = 0.9
         await made.look()
         assert machine.wanted == 2
-        await until(lambda: made._source.pods("Worker").ready == 2)
+        await until(lambda: made._workers.pods("Worker").ready == 2)
         engine.kv_usage = 0.3
         await made.look()
         assert seen.get_sample_value("dynamo_planner_num_decode_replicas") == 2

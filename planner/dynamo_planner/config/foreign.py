@@ -17,7 +17,6 @@ RENAMED: Mapping[str, str] = {
 }
 """Names that Dynamo takes, or took, for the same key."""
 
-_PROMETHEUS = "workers are asked directly"
 _REPORT = "no report is written; decisions are at /planner/decisions"
 WITHOUT_COUNTERPART: Mapping[str, str] = {
     "namespace": "components are found by the graph's own labels",
@@ -29,14 +28,7 @@ WITHOUT_COUNTERPART: Mapping[str, str] = {
     "max_num_fpm_samples": "the live model keeps an hour",
     "fpm_sample_bucket_size": "the live model keeps an hour",
     "speculative_nextn": "tokens are counted as they come out",
-    "throughput_metrics_source": _PROMETHEUS,
-    "metric_pulling_prometheus_endpoint": _PROMETHEUS,
-    "metric_pulling_prometheus_token": _PROMETHEUS,
-    "metric_pulling_prometheus_token_file": _PROMETHEUS,
-    "metric_pulling_prometheus_ssl_verify": _PROMETHEUS,
-    "metric_pulling_prometheus_extra_query_params": _PROMETHEUS,
-    "metric_pulling_prometheus_ca_bundle": _PROMETHEUS,
-    "metric_pulling_prometheus_request_timeout_seconds": _PROMETHEUS,
+    "throughput_metrics_source": "traffic is counted at the workers",
     "metric_reporting_prometheus_port": "set PLANNER_PROMETHEUS_PORT; /metrics is on the status "
     "server, too",
     "prophet_window_size": "holt-winters stands in for prophet and looks at all it has",

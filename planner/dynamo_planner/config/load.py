@@ -6,14 +6,16 @@ something else here, or nothing, comes back as a note.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from dynamo_crds.load import Document, read_documents
 from dynamo_crds.problem import Finding, InvalidManifest, Problem, findings
 
+from dynamo_planner.config.environment import from_environment
 from dynamo_planner.config.foreign import REFUSED, REFUSED_VALUES, RENAMED, WITHOUT_COUNTERPART
 from dynamo_planner.config.model import PlannerConfig
 
@@ -30,46 +32,47 @@ class GivenConfig:
     """What is accepted and does something else here, or nothing; one sentence each."""
 
 
-def given_config(argument: str) -> GivenConfig:
+def given_config(argument: str, env: Mapping[str, str] = MappingProxyType({})) -> GivenConfig:
     """The configuration in ``argument``: a path of a JSON or YAML file, or JSON or YAML itself.
 
-    "" is all defaults. Raises ValueError (`InvalidManifest` for what is wrong in it) with a message
-    for its user.
+    "" is all defaults; ``env`` is the environment, for the keys that have variables. Raises
+    ValueError (`InvalidManifest` for what is wrong in it) with a message for its user.
     """
     text, name = argument, INLINE
-    if argument.strip() and not argument.lstrip().startswith("{") and "\n" not in argument:
+    is_object = any(mark in argument for mark in ("{", ": ", "\n"))
+    if argument.strip() and not is_object:
         path = Path(argument)
-        if ": " not in argument or path.exists():
-            name = str(path)
-            try:
-                text = path.read_text(encoding="utf-8-sig")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}: not a text in UTF-8 (byte {error.start})") from error
-            except OSError as error:
-                raise ValueError(
-                    f"--config {path}: {error.strerror or error}; give a file or an object "
-                    'such as \'{"mode": "agg"}\''
-                ) from error
-    return load_config(text, name)
+        name = str(path)
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not a text in UTF-8 (byte {error.start})") from error
+        except OSError as error:
+            raise ValueError(
+                f"--config {path}: {error.strerror or error}; give a file or an object "
+                'such as \'{"mode": "agg"}\''
+            ) from error
+    return load_config(text, name, from_environment(env))
 
 
-def load_config(text: str, file: str = INLINE) -> GivenConfig:
-    """``file`` is the name that problems show. Raises `InvalidManifest`."""
+def load_config(
+    text: str, file: str = INLINE, otherwise: Mapping[str, Any] = MappingProxyType({})
+) -> GivenConfig:
+    """``file`` is the name that problems show, ``otherwise`` what holds for keys that ``text`` does
+    not give. Raises `InvalidManifest`."""
     documents, problems = read_documents(text, file)
     for document in documents:
         problems.extend(document.problems)
     if problems:
         raise InvalidManifest(problems)
-    if not documents:
-        return GivenConfig(PlannerConfig())
-    document = documents[0]
+    document = documents[0] if documents else Document(file, 0, {})
     if len(documents) > 1 or not isinstance(document.data, dict):
         found = "several objects" if len(documents) > 1 else "no object"
         raise InvalidManifest([Problem(file, 0, "", None, "one object of keys", found)])
-    return _checked(document)
+    return _checked(document, otherwise)
 
 
-def _checked(document: Document) -> GivenConfig:
+def _checked(document: Document, otherwise: Mapping[str, Any]) -> GivenConfig:
     data: dict[str, Any] = {}
     found: list[Finding] = []
     notes = []
@@ -90,6 +93,7 @@ def _checked(document: Document) -> GivenConfig:
             notes.append(f"{key} has no effect: {WITHOUT_COUNTERPART[name]}")
         else:
             data[name] = value
+    data = {**otherwise, **data}
     found += findings(PlannerConfig, data)
     if found:
         raise InvalidManifest(map(document.problem, found))

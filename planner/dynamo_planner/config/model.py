@@ -176,6 +176,21 @@ class PlannerConfig(Keys):
     """A timing profile, or a folder with `timing-profile.json` or `.yaml`, or with
     `prefill.*` and `decode.*` of these."""
 
+    metric_pulling_prometheus_endpoint: Text | None = None
+    """A Prometheus that scrapes the workers; by default they are asked directly."""
+    metric_pulling_prometheus_token: Text | None = Field(default=None, exclude=True)
+    """Bearer token for it; never shown or recorded."""
+    metric_pulling_prometheus_token_file: Text | None = None
+    """A file with the token, read before each query."""
+    metric_pulling_prometheus_ssl_verify: Bool = False
+    """Verify its certificate."""
+    metric_pulling_prometheus_ca_bundle: Text | None = None
+    """A file with the authorities that may have signed it; given, it is verified."""
+    metric_pulling_prometheus_extra_query_params: dict[str, Text] | None = None
+    """Appended to the URL of each query."""
+    metric_pulling_prometheus_request_timeout_seconds: Above0 = 10.0
+    """For each query."""
+
     roofline: Roofline | None = None
     """Ours: reckon with this where there is no profile."""
 

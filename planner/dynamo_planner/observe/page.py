@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +11,13 @@ from dynamo_runtime.metrics_page import LABEL, samples
 from dynamo_planner.observe.reading import COUNTERS, Counters, Number, known
 
 _CACHE_CONFIG = "vllm:cache_config_info"
+RUNNING = "vllm:num_requests_running"
 _USAGE = "vllm:kv_cache_usage_perc"
 _QUEUED = "dynamo_worker_active_prefill_tokens"
 
 # Sample -> figure. Data-parallel ranks are summed; of the cache's use it is the mean.
 _GAUGES: Mapping[str, str] = {
-    "vllm:num_requests_running": "running",
+    RUNNING: "running",
     "vllm:num_requests_waiting": "waiting",
     _USAGE: "kv_usage",
     _QUEUED: "queued_tokens",
@@ -47,23 +48,36 @@ class Figures:
     counters: Counters = field(default_factory=Counters)
 
 
+NAMES = (*_GAUGES, *_COUNTERS, _CACHE_CONFIG)
+"""Samples that are read."""
+
+
 def figures(page: str) -> Figures | None:
     """The figures in ``page``; None if it holds no load of an engine, or can't be read."""
+    try:
+        found = [
+            (name, dict(LABEL.findall(labels)) if name == _CACHE_CONFIG else {}, value)
+            for name, labels, value in samples(page, NAMES)
+        ]
+    except (ValueError, IndexError):
+        return None
+    return figures_of(found)
+
+
+def figures_of(found: Iterable[tuple[str, Mapping[str, str], float]]) -> Figures | None:
+    """The figures in samples ``(name, labels, value)`` of one worker; None if they tell no load."""
     sums: dict[str, float] = {}
     usages = 0
     kv_tokens: float | None = None
-    try:
-        for name, labels, value in samples(page, (*_GAUGES, *_COUNTERS, _CACHE_CONFIG)):
-            if name == _CACHE_CONFIG:
-                size = _cache_tokens(dict(LABEL.findall(labels)))
-                kv_tokens = size if kv_tokens is None else kv_tokens + (size or 0.0)
-                continue
-            figure = _GAUGES.get(name) or _COUNTERS[name]
-            usages += name == _USAGE
-            # NaN poisons its sum, which is then unknown: better than a sum of some ranks.
-            sums[figure] = sums.get(figure, 0.0) + value
-    except (ValueError, IndexError):
-        return None
+    for name, labels, value in found:
+        if name == _CACHE_CONFIG:
+            size = _cache_tokens(labels)
+            kv_tokens = size if kv_tokens is None else kv_tokens + (size or 0.0)
+            continue
+        figure = _GAUGES.get(name) or _COUNTERS[name]
+        usages += name == _USAGE
+        # NaN poisons its sum, which is then unknown: better than a sum of some ranks.
+        sums[figure] = sums.get(figure, 0.0) + value
     if "running" not in sums:
         return None
     gauges: dict[str, Any] = {name: known(sums[name]) for name in _GAUGES.values() if name in sums}

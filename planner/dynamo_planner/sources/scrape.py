@@ -14,18 +14,16 @@ from dataclasses import dataclass
 
 import aiohttp
 import msgspec
-from dynamo_runtime.discovery import Endpoint, EndpointSource
-from dynamo_runtime.kubernetes.labels import COMPONENT
+from dynamo_runtime.discovery import Endpoint
 
 from dynamo_planner.observe import Reading
 from dynamo_planner.observe.page import Figures, figures
-from dynamo_planner.sources.source import Pods
+from dynamo_planner.sources.workers import Workers, reading
 
 log = logging.getLogger(__name__)
 
 MOST_AT_ONCE = 64
 LARGEST_PAGE = 16 << 20
-ASK_AGAIN_S = 1.0
 
 
 class _Model(msgspec.Struct):
@@ -47,50 +45,25 @@ class _Asked:
 
 
 class DirectScrape:
-    """Asks the workers of ``endpoints``; ``run`` follows them until it is cancelled."""
+    """Asks each of ``workers``."""
 
     def __init__(
         self,
-        endpoints: EndpointSource,
+        workers: Workers,
         *,
         timeout_s: float = 2.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._source = endpoints
+        self._workers = workers
         self._clock = clock
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
-        self._endpoints: tuple[Endpoint, ...] | None = None
         self._asked: dict[str, _Asked] = {}
         self._turns = asyncio.Semaphore(MOST_AT_ONCE)
-        self.registry_problem = ""
-        """Why the registry can't be asked, as its source tells; the last list stays in force."""
-
-    @property
-    def problem(self) -> str:
-        if self._endpoints is None:
-            return self.registry_problem or "nobody has told yet which workers there are"
-        return self.registry_problem
-
-    async def run(self) -> None:
-        """Follow which workers there are."""
-        while True:
-            async for snapshot in self._source.snapshots():
-                self._endpoints = snapshot
-                present = {endpoint.name for endpoint in snapshot}
-                for name in self._asked.keys() - present:
-                    del self._asked[name]
-            await asyncio.sleep(ASK_AGAIN_S)
-
-    def pods(self, component: str) -> Pods:
-        ready = terminating = 0
-        for endpoint in self._endpoints or ():
-            if endpoint.labels.get(COMPONENT) == component:
-                terminating += endpoint.terminating
-                ready += endpoint.ready and not endpoint.terminating
-        return Pods(ready, terminating)
 
     async def readings(self) -> tuple[Reading, ...]:
-        endpoints = self._endpoints or ()
+        endpoints = self._workers.endpoints
+        for gone in self._asked.keys() - {endpoint.name for endpoint in endpoints}:
+            del self._asked[gone]
         # A session a look: workers close idle connections sooner than the next one comes.
         async with aiohttp.ClientSession(timeout=self._timeout) as client:
             await asyncio.gather(*(self._ask(client, endpoint) for endpoint in endpoints))
@@ -99,21 +72,9 @@ class DirectScrape:
 
     def _reading(self, endpoint: Endpoint, now: float) -> Reading:
         asked = self._asked.get(endpoint.name)
-        known = asked.figures if asked is not None else Figures()
-        return Reading(
-            worker=endpoint.name,
-            component=endpoint.labels.get(COMPONENT, ""),
-            ready=endpoint.ready,
-            terminating=endpoint.terminating,
-            age_s=now - asked.at if asked is not None else None,
-            running=known.running,
-            waiting=known.waiting,
-            kv_usage=known.kv_usage,
-            kv_tokens=known.kv_tokens,
-            queued_tokens=known.queued_tokens,
-            context_tokens=asked.context_tokens if asked is not None else None,
-            counters=known.counters,
-        )
+        if asked is None:
+            return reading(endpoint, None, None)
+        return reading(endpoint, asked.figures, now - asked.at, asked.context_tokens)
 
     async def _ask(self, client: aiohttp.ClientSession, endpoint: Endpoint) -> None:
         before = self._asked.get(endpoint.name)

@@ -1,4 +1,4 @@
-"""The seam: whoever knows the workers and what they tell."""
+"""The seam: what workers tell, and where it was learned."""
 
 from __future__ import annotations
 
@@ -20,15 +20,6 @@ class MetricsSource(Protocol):
     """Readings of all workers there are, those that can't be asked included."""
 
     async def readings(self) -> tuple[Reading, ...]:
-        """Ask everybody, within bounded time. Never raises: who does not answer has a reading that
-        says how old its figures are."""
-        ...
-
-    def pods(self, component: str) -> Pods:
-        """Of ``component``, as last heard."""
-        ...
-
-    @property
-    def problem(self) -> str:
-        """Why nobody knows which workers there are; "" if somebody does."""
+        """Ask, within bounded time. Never raises: who does not answer has a reading that says how
+        old its figures are."""
         ...
