@@ -22,10 +22,12 @@ from prometheus_client import CollectorRegistry
 from dynamo_planner.config import GivenConfig
 from dynamo_planner.connectors import (
     Connector,
+    InvalidComponents,
     LocalScaleApi,
     ScaleConnector,
     scalables,
 )
+from dynamo_planner.constrain import infeasible
 from dynamo_planner.decision import Decision, RoleDecision
 from dynamo_planner.execute import Applied
 from dynamo_planner.fleet import Component, Fleet
@@ -35,6 +37,7 @@ from dynamo_planner.settings import Settings
 from dynamo_planner.sources import (
     DirectScrape,
     MetricsSource,
+    Misconfigured,
     Prometheus,
     PrometheusSource,
     Workers,
@@ -42,7 +45,7 @@ from dynamo_planner.sources import (
 )
 from dynamo_planner.state import Inputs, State
 from dynamo_planner.status_routes import Journal, Told
-from dynamo_planner.step import step
+from dynamo_planner.step import scaled, step
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +90,7 @@ class Planner:
             recording.flush()
 
     async def run(self) -> None:
-        """A look every ``load_adjustment_interval_seconds``; one that is late skips none."""
+        """A look every ``load_adjustment_interval_seconds``; a late one delays those after it."""
         due = self._clock()
         while True:
             self._metrics.lag.set(max(0.0, self._clock() - due))
@@ -206,7 +209,7 @@ async def run_planner(
     try:
         async with contextlib.AsyncExitStack() as stack:
             await _serve(settings, given, state, lifecycle, stack)
-    except (AddressInUse, NoCluster, OSError, ValueError) as error:
+    except (AddressInUse, NoCluster, OSError, Misconfigured, InvalidComponents) as error:
         log.error("%s", error)
         return 1
     return 0
@@ -224,6 +227,7 @@ async def _serve(
     workers = _workers(settings)
     source = _source(settings, given, workers)
     connector = await _connector(settings, stack)
+    _check(given, connector)
     recording = stack.enter_context(settings.record.open("wb")) if settings.record else None
     planner = Planner(
         given, state, workers, source, connector, lifecycle, metrics, recording=recording
@@ -256,6 +260,16 @@ async def _serve(
 
 async def _until(event: asyncio.Event) -> None:
     await event.wait()
+
+
+def _check(given: GivenConfig, connector: Connector) -> None:
+    """Raises ``Misconfigured`` for limits that these components can't keep."""
+    components = (
+        Component(each.name, each.role, 0, gpus=each.gpus) for each in connector.components
+    )
+    fleet = scaled(tuple(components), given.config)
+    if fleet and (problems := list(infeasible(fleet, given.config))):
+        raise Misconfigured("; ".join(problems))
 
 
 def _workers(settings: Settings) -> Workers:

@@ -30,14 +30,11 @@ TYPICAL_PROMPT, TYPICAL_CONTEXT = 512.0, 640.0
 
 def step(state: State, inputs: Inputs, config: PlannerConfig) -> tuple[State, Decision]:
     """What to do now, and what to remember."""
-    fleet = tuple(
-        replace(each, gpus=config.gpus(each.role) or each.gpus)
-        for each in sorted(inputs.fleet, key=lambda each: each.name)
-        if each.role in config.roles
-    )
+    fleet = scaled(inputs.fleet, config)
     observation, seen = observe(state.seen, state.at, inputs.at, inputs.readings, fleet, config)
     expected = remembered(state.ordered, inputs.applied, fleet)
-    foreign = others(expected, fleet)
+    # Who only advises expects others to scale.
+    foreign = {} if config.advisory else others(expected, fleet)
     began = inputs.at if state.predicted_at is None else state.predicted_at
     if observation.clock_jumped:
         began = inputs.at
@@ -98,6 +95,15 @@ def step(state: State, inputs: Inputs, config: PlannerConfig) -> tuple[State, De
         gpu_seconds=gpu_seconds,
     )
     return after, decision
+
+
+def scaled(fleet: Fleet, config: PlannerConfig) -> Fleet:
+    """What of ``fleet`` this planner scales, by name, with the GPUs that the configuration says."""
+    return tuple(
+        replace(each, gpus=config.gpus(each.role) or each.gpus)
+        for each in sorted(fleet, key=lambda each: each.name)
+        if each.role in config.roles
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,14 @@ from dataclasses import replace
 
 import pytest
 from dynamo_planner.config import PlannerConfig
-from dynamo_planner.observe import Reading
+from dynamo_planner.execute import Applied
+from dynamo_planner.fleet import Component
+from dynamo_planner.observe import Counters, Reading
+from dynamo_planner.observe.reading import COUNTERS
 from dynamo_planner.performance import Profiles
 from dynamo_planner.record import replay
+from dynamo_planner.state import Inputs, State
+from dynamo_planner.step import step
 
 from tests.planner.simulated_fleet import PROFILE, Loop, reversals
 
@@ -127,6 +132,17 @@ def test_advisory_mode_changes_nothing_and_tells_everything() -> None:
     assert loop.decisions[-1].advisory
 
 
+def test_who_only_advises_follows_what_others_set() -> None:
+    loop = Loop(LOAD.model_copy(update={"advisory": True}), lambda now: 0.0, replicas=4)
+    loop.run(300)
+    loop.desired = 6
+    loop._scale(0)
+    loop.run(300)
+    (role,) = loop.decisions[-1].roles
+    assert (role.desired, role.held) == (6, False)
+    assert role.replicas < 6
+
+
 def test_somebody_else_is_respected_and_reported() -> None:
     loop = Loop(LOAD, lambda now: 0.0, replicas=1)
     loop.run(600)
@@ -145,3 +161,55 @@ def test_a_run_replays_bit_for_bit() -> None:
     assert len(again) == len(loop.decisions)
     assert all(each.same for each in again)
     assert [each.decision for each in again] == loop.decisions
+
+
+def test_prefill_and_decode_are_scaled_each_by_its_own() -> None:
+    """Prompts grow longer, answers stay: prefill workers come, decode workers do not."""
+    config = SLA.model_copy(update={"mode": "disagg", "max_gpu_budget": 20})
+    state, replicas, applied = State.begin(MEASURED), {"prefill": 1, "decode": 1}, ()
+    totals = {role: dict.fromkeys(COUNTERS, 0.0) for role in replicas}
+    for number in range(200):
+        prompt = 500.0 if number < 60 else 4000.0
+        for role, sums in totals.items():
+            grown = {
+                "first_tokens": 50.0,
+                "ttft_seconds": 5.0,
+                "finished": 50.0,
+                "finished_seconds": 100.0,
+                "prompt_tokens": 50 * prompt,
+                "prefill_tokens": 50 * prompt if role == "prefill" else 50.0,
+                "prefill_seconds": 50 * PROFILE.prefill_seconds(prompt),
+                "output_tokens": 50.0 if role == "prefill" else 5000.0,
+                "itl_tokens": 0.0 if role == "prefill" else 4950.0,
+                "itl_seconds": 0.0 if role == "prefill" else 60.0,
+            }
+            for name, value in grown.items():
+                sums[name] += value
+        readings = tuple(
+            Reading(
+                f"{role}{n}",
+                role,
+                age_s=0.0,
+                running=2.0,
+                waiting=0.0,
+                kv_usage=0.2,
+                counters=Counters(**{k: v / count for k, v in totals[role].items()}),
+            )
+            for role, count in replicas.items()
+            for n in range(count)
+        )
+        fleet = (
+            Component("decode", "decode", replicas["decode"], ready=replicas["decode"]),
+            Component("prefill", "prefill", replicas["prefill"], ready=replicas["prefill"]),
+        )
+        state, decision = step(state, Inputs(5.0 * number, fleet, readings, applied), config)
+        applied = tuple(Applied(o.component, o.replicas) for o in decision.orders)
+        for order in decision.orders:
+            for name in COUNTERS:  # new pods count from zero: each has its share of what was
+                totals[order.component][name] *= order.replicas / replicas[order.component]
+            replicas[order.component] = order.replicas
+        if number == 59:
+            before = dict(replicas)
+    assert before["prefill"] <= 2
+    assert replicas["prefill"] > before["prefill"] + 2
+    assert replicas["decode"] <= before["decode"] + 1

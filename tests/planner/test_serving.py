@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -296,6 +297,33 @@ def free_port() -> int:
     port = int(sock.getsockname()[1])
     sock.close()
     return port
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"min_endpoint": 3, "max_gpu_budget": 5}, "max_gpu_budget is 5, and the fewest .* need 6"),
+        ({"components": {"Wroker": {}}}, "components.Wroker: .* did you mean Worker?"),
+        ({"min_endpoint": 3, "components": {"Worker": {"max_endpoint": 2}}}, "may have 2 replicas"),
+        (
+            {"max_endpoint": 1, "components": {"Worker": {"min_endpoint": 2}}},
+            "must have 2 replicas",
+        ),
+    ],
+)
+async def test_limits_that_no_fleet_can_keep_are_told_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, config: dict[str, Any], told: str
+) -> None:
+    settings = Settings(
+        components='[{"name": "Worker", "role": "worker", "adapter": "a", "gpus": 2}]',
+        discovery="file",
+        endpoints_file=tmp_path / "e.json",
+        scale_socket=str(tmp_path / "s"),
+    )
+    given = GivenConfig(PlannerConfig.model_validate({"mode": "agg", **config}))
+    assert await run_planner(settings, given, State(), Lifecycle()) == 1
+    (line,) = caplog.messages
+    assert re.search(told, line)
 
 
 async def test_what_can_not_start_is_one_line(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,3 +2,4 @@
 
 from dynamo_planner.constrain.constrain import Allocation as Allocation
 from dynamo_planner.constrain.constrain import constrain as constrain
+from dynamo_planner.constrain.feasible import infeasible as infeasible

@@ -24,10 +24,6 @@ class Allocation:
     replicas: Mapping[str, int]  # component -> replicas
     notes: tuple[str, ...] = ()  # which limit changed what, a sentence each
 
-    @property
-    def capped(self) -> bool:
-        return bool(self.notes)
-
 
 def constrain(
     wanted: Mapping[Role, int],

@@ -25,6 +25,7 @@ from dynamo_runtime.kubernetes.access import tls_context
 from dynamo_planner.config.model import PlannerConfig
 from dynamo_planner.observe import Reading
 from dynamo_planner.observe.page import NAMES, RUNNING, Figures, figures_of
+from dynamo_planner.sources.endpoints import Misconfigured
 from dynamo_planner.sources.workers import Workers, reading
 
 log = logging.getLogger(__name__)
@@ -62,14 +63,14 @@ class Prometheus:
 
     @classmethod
     def of(cls, config: PlannerConfig) -> Prometheus:
-        """Raises ValueError for files that can't be read."""
+        """Raises ``Misconfigured`` for files that can't be read."""
         bundle = config.metric_pulling_prometheus_ca_bundle
         try:
             tls: ssl.SSLContext | bool = (
                 tls_context(bundle) if bundle else config.metric_pulling_prometheus_ssl_verify
             )
         except (OSError, ssl.SSLError) as error:
-            raise ValueError(f"metric_pulling_prometheus_ca_bundle {bundle}: {error}") from error
+            raise Misconfigured(f"metric_pulling_prometheus_ca_bundle {bundle}: {error}") from error
         file = config.metric_pulling_prometheus_token_file
         return cls(
             url=(config.metric_pulling_prometheus_endpoint or "").rstrip("/"),
