@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "worker sim": ("worker_command", "sim", PASS_THROUGH),
     "worker vllm": ("worker_command", "vllm", PASS_THROUGH),
     "planner run": ("planner_command", "run", {}),
+    "planner explain": ("planner_command", "explain", {}),
     "planner replay": ("planner_command", "replay", {}),
     "model tiny": ("model_command", "tiny", {}),
     "operator run": ("operator_run_command", "run", {}),

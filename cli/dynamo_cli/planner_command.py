@@ -1,4 +1,5 @@
-"""`dynamo planner run`, the process, and `dynamo planner replay`, a recorded run decided anew."""
+"""`dynamo planner`: `run`, the process; `explain`, what it decided and why; `replay`, a recorded
+run decided anew."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -73,6 +74,81 @@ def run(
     if chosen.optimization_target == "sla":
         log.info("%s", profiles.note)
     raise typer.Exit(lifecycle.run(lambda life: run_planner(settings, given, state, life)))
+
+
+def explain(
+    url: Annotated[
+        str,
+        typer.Option(
+            help="The planner's status server, such as http://10.0.0.7:9090. Found by itself for a "
+            "graph that `dynamo up` runs."
+        ),
+    ] = "",
+    graph: Annotated[str, typer.Option(help="In a cluster: the graph whose planner to ask.")] = "",
+    namespace: Annotated[
+        str, typer.Option("--namespace", "-n", help="Of the graph; by default the context's.")
+    ] = "",
+    context: Annotated[str | None, typer.Option(help="Of the kubeconfig.")] = None,
+    kubeconfig: Annotated[
+        Path | None, typer.Option(help="Instead of $KUBECONFIG or ~/.kube/config.")
+    ] = None,
+    last: Annotated[int, typer.Option(min=1, help="How many of the last moves.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+) -> None:
+    """Show what the planner sees, what it decided last and why, and its last moves.
+
+    In a cluster it is asked through the API server, which needs the rights to list pods and to get
+    pods/proxy in the namespace.
+
+    Examples:
+
+      dynamo planner explain
+
+      dynamo planner explain --graph my-graph -n team-a
+    """
+    import asyncio
+
+    import msgspec
+
+    from dynamo_cli.explain.pickers import (
+        PLANNER_ROLES,
+        InCluster,
+        NoAnswer,
+        at_urls,
+        in_cluster,
+        local_urls,
+    )
+    from dynamo_cli.explain.planner import explained
+
+    if url and graph:
+        raise typer.BadParameter("--url and --graph are two ways to say whom to ask")
+    if (namespace or context or kubeconfig) and not graph:
+        raise typer.BadParameter("name the --graph in that cluster")
+
+    async def ask() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+        cluster = InCluster(graph, "", namespace, context, kubeconfig, PLANNER_ROLES)
+        urls = [url] if url else [] if graph else local_urls(PLANNER_ROLES)
+        async with in_cluster(cluster) if graph else at_urls(urls) as planners:
+            return [
+                (
+                    planner.name,
+                    await planner.get("/planner"),
+                    await planner.get("/planner/decisions", moved="1"),
+                )
+                for planner in planners
+            ]
+
+    try:
+        answers = asyncio.run(ask())
+    except NoAnswer as error:
+        sys.stderr.write(f"dynamo planner explain: {error}\n")
+        raise typer.Exit(1) from None
+    for name, now, moves in answers:
+        if as_json:
+            told = {"planner": name, **now, "moves": moves["decisions"][:last]}
+            typer.echo(msgspec.json.format(msgspec.json.encode(told), indent=2).decode())
+        else:
+            typer.echo("\n".join(explained(name, now, moves["decisions"][:last])))
 
 
 def replay(

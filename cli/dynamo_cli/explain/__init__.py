@@ -1,2 +1,3 @@
 """What `dynamo explain` is made of: where the pickers are (`pickers`), what they decided as
-sentences (`words`), and how that looks on a terminal (`show`)."""
+sentences (`words`), and how that looks on a terminal (`show`); and of `dynamo planner
+explain` (`planner`)."""

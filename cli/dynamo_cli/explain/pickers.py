@@ -1,4 +1,4 @@
-"""Where the pickers are, and asking all of them at once.
+"""Where the pickers (or planners) are, and asking all of them at once.
 
 Each replica keeps the decisions that it made itself, so nobody knows which of them to ask. In a
 cluster they are asked through the API server's proxy, which needs no route to the pod and no open
@@ -29,6 +29,7 @@ STATUS_PORT = 9090
 STATUS_PORTS = ("system", "metrics", "status")
 """Names that the port of a picker's status server has, in graphs and in other people's charts."""
 PICKER_ROLES = ("frontend", "epp")
+PLANNER_ROLES = ("planner",)
 
 
 class NoAnswer(Exception):
@@ -56,7 +57,7 @@ class ReachablePicker:
         try:
             async with self.session.get(self.name.rstrip("/") + path, params=params) as answer:
                 if answer.status != 200:
-                    raise NoAnswer(f"it answered {answer.status}; is it a picker's status server?")
+                    raise NoAnswer(f"it answered {answer.status}; is it the right status server?")
                 decoded: Json = msgspec.json.decode(await answer.read())
                 return decoded
         except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError) as error:
@@ -106,6 +107,7 @@ class InCluster:
     namespace: str = ""  # "": that of the kubeconfig's context, or of this pod
     context: str | None = None
     kubeconfig: Path | None = None
+    roles: tuple[str, ...] = PICKER_ROLES  # component types of a graph's pods that are asked
 
 
 @asynccontextmanager
@@ -123,21 +125,24 @@ async def in_cluster(wanted: InCluster) -> AsyncIterator[list[Picker]]:
             pods = await _pool_pods(client, namespace, wanted.pool)
             whose = f"InferencePool {wanted.pool}"
         else:
-            pods = await _graph_pods(client, namespace, wanted.graph)
+            pods = await _graph_pods(client, namespace, wanted.graph, wanted.roles)
             whose = f"graph {wanted.graph}"
         running = [pod for pod in pods if (pod.get("status") or {}).get("phase") == "Running"]
         if not running:
-            raise NoAnswer(f"no picker of {whose} runs in namespace {namespace}")
+            who = _called(wanted.roles)
+            raise NoAnswer(f"no {who} of {whose} runs in namespace {namespace}")
         yield [PodPicker(p["metadata"]["name"], namespace, status_port(p), client) for p in running]
 
 
-async def _graph_pods(client: KubernetesClient, namespace: str, graph: str) -> list[Json]:
+def _called(roles: Sequence[str]) -> str:
+    return "picker" if roles == PICKER_ROLES else roles[0]
+
+
+async def _graph_pods(
+    client: KubernetesClient, namespace: str, graph: str, roles: Sequence[str]
+) -> list[Json]:
     pods = await _pods(client, namespace, f"{labels.GRAPH}={labels.graph_value(graph)}")
-    return [
-        pod
-        for pod in pods
-        if (pod["metadata"].get("labels") or {}).get(labels.ROLE) in PICKER_ROLES
-    ]
+    return [pod for pod in pods if (pod["metadata"].get("labels") or {}).get(labels.ROLE) in roles]
 
 
 async def _pool_pods(client: KubernetesClient, namespace: str, name: str) -> list[Json]:
@@ -175,9 +180,9 @@ def status_port(pod: Json) -> int:
     return next((int(ports[name]) for name in STATUS_PORTS if name in ports), STATUS_PORT)
 
 
-def local_urls() -> list[str]:
-    """Status servers of the frontends that `dynamo up` runs: of the run that DYNAMO_URL names, or
-    of the only one. Raises ``NoAnswer``."""
+def local_urls(roles: Sequence[str] = PICKER_ROLES) -> list[str]:
+    """Status servers of the pods of ``roles`` that `dynamo up` runs: of the run that DYNAMO_URL
+    names, or of the only one. Raises ``NoAnswer``."""
     from dynamo_cli.local.record import running_ups
 
     url = os.environ.get("DYNAMO_URL")
@@ -186,16 +191,17 @@ def local_urls() -> list[str]:
         up.graph: [
             f"http://{pod.address}:{pod.status_port or STATUS_PORT}"
             for pod in up.pods
-            if pod.role in PICKER_ROLES
+            if pod.role in roles
         ]
         for up in ups
     }
     found = {graph: urls for graph, urls in found.items() if urls}
     if len(found) != 1:
         runs = ", ".join(f"{graph} ({' '.join(urls)})" for graph, urls in found.items())
-        what = f"running: {runs}" if runs else "no frontend of a running `dynamo up` was found"
+        who = _called(roles)
+        what = f"running: {runs}" if runs else f"no {who} of a running `dynamo up` was found"
         raise NoAnswer(
-            f"{what}; name the picker's status server with --url http://HOST:9090, "
+            f"{what}; name the {who}'s status server with --url http://HOST:9090, "
             "or a graph in a cluster with --graph"
         )
     (urls,) = found.values()
