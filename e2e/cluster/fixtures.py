@@ -5,6 +5,7 @@ A cluster that was up before the tests stays up; one that they started goes with
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 from collections.abc import Iterator
@@ -90,10 +91,10 @@ def gateway(istio: Cluster) -> Iterator[Gateway]:
     istio.kubectl("delete", "namespace", namespace, timeout=180.0)
 
 
-@pytest.fixture
-def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A namespace for one test, gone with all in it when the test ends."""
-    words = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower().removeprefix("test_"))
+@contextlib.contextmanager
+def a_namespace(cluster: Cluster, words: str) -> Iterator[str]:
+    """A namespace with some of `words` in its name; afterwards it is gone with all in it."""
+    words = re.sub(r"[^a-z0-9]+", "-", words.lower())
     name = f"e2e-{words[:40].strip('-')}-{secrets.token_hex(2)}"
     cluster.kubectl("create", "namespace", name)
     cluster.wait_for(
@@ -101,4 +102,18 @@ def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]
         what="its service account",
     )
     yield name
-    cluster.kubectl("delete", "namespace", name, timeout=180.0)
+    cluster.remove_namespace(name)
+
+
+@pytest.fixture
+def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace for one test."""
+    with a_namespace(cluster, request.node.name.removeprefix("test_")) as name:
+        yield name
+
+
+@pytest.fixture(scope="module")
+def module_namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace for the tests of one file, which find there what those before them left."""
+    with a_namespace(cluster, request.path.stem.removeprefix("test_")) as name:
+        yield name

@@ -2,18 +2,21 @@
 
 Where Istio can't show something (two pools behind one rule) or would take minutes to build: the
 picker of the pool that was chosen is asked in full duplex over TLS, and its list of endpoints is
-gone down on a failure that comes before the first byte of an answer. The endpoints themselves are
-those that the name of a headless Service stands for, asked once a second.
+gone down on a failure that comes before the first byte of an answer. The endpoints themselves,
+pods and pickers, are those that the names of headless Services stand for, asked once a second.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from dynamo_runtime import __version__
+
+from e2e.cluster import Cluster
+from e2e.gateway.pools import API_GROUP
 
 Manifest = dict[str, Any]
 
@@ -25,6 +28,7 @@ PROGRAM += "['envoy', *sys.argv[1:]])"
 _TYPE = "type.googleapis.com/envoy."
 _HTTP = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _PROCESSOR = f"{_TYPE}extensions.filters.http.ext_proc.v3."
+_PREVIOUS = "extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
 WAYS = ("request", "response")
 SERVED = "x-served-by"
 """Response header: `ip:port` of the pod that answered."""
@@ -36,10 +40,32 @@ class Backend:
     """A pool behind the gateway's one route, and its picker."""
 
     name: str
-    """Of the pool; the Services `NAME-epp` and `NAME-pods` are its picker and its pods."""
-    weight: int = 1
-    port: int = 8000
-    """Of its pods."""
+    """Of the pool."""
+    pods: Mapping[str, str]
+    """Labels of its pods."""
+    port: int
+    picker: Mapping[str, str]
+    """Labels of its picker's pods."""
+    picker_port: int
+    """Of its picker's pods, and of their Service too: a headless one translates none."""
+    weight: int
+
+    @classmethod
+    def of(cls, cluster: Cluster, namespace: str, pool: str, weight: int = 1) -> Self:
+        """As the pool and its picker's Service say it."""
+        space = ("-n", namespace)
+        spec = cluster.get(f"inferencepools.{API_GROUP}", pool, *space)["spec"]
+        (target,) = spec["targetPorts"]
+        reference = spec["endpointPickerRef"]
+        service = cluster.get("service", reference["name"], *space)["spec"]
+        return cls(
+            pool,
+            spec["selector"]["matchLabels"],
+            target["number"],
+            service["selector"],
+            reference["port"]["number"],
+            weight,
+        )
 
 
 def config(backends: Sequence[Backend]) -> Manifest:
@@ -47,7 +73,7 @@ def config(backends: Sequence[Backend]) -> Manifest:
     clusters = [cluster for backend in backends for cluster in _clusters(backend)]
     weighted = [
         {
-            "name": backend.name,
+            "name": f"{backend.name}-pods",
             "weight": backend.weight,
             "typed_per_filter_config": {
                 "envoy.filters.http.ext_proc": {
@@ -108,7 +134,24 @@ def _address(host: str, port: int) -> Manifest:
 
 
 def _asks(backend: Backend) -> Manifest:
-    return {"envoy_grpc": {"cluster_name": f"{backend.name}-epp"}, "timeout": f"{PICK_S}s"}
+    """The picker; another one where that one is gone before it has answered anything."""
+    back_off = {"base_interval": "0.01s", "max_interval": "0.1s"}
+    return {
+        "envoy_grpc": {"cluster_name": f"{backend.name}-pickers"},
+        "timeout": f"{PICK_S}s",
+        "retry_policy": {
+            "retry_on": "connect-failure,refused-stream,reset",
+            "num_retries": 3,
+            "retry_back_off": back_off,
+            "retry_host_predicate": [
+                {
+                    "name": "envoy.retry_host_predicates.previous_hosts",
+                    "typed_config": {"@type": f"{_TYPE}{_PREVIOUS}"},
+                }
+            ],
+            "host_selection_retry_max_attempts": 3,
+        },
+    }
 
 
 def _processor(backend: Backend) -> Manifest:
@@ -133,7 +176,7 @@ def _clusters(backend: Backend) -> list[Manifest]:
     tls = f"{_TYPE}extensions.transport_sockets.tls.v3.UpstreamTlsContext"
     http2 = {"explicit_http_config": {"http2_protocol_options": {}}}
     picker = {
-        **_named(f"{backend.name}-epp", f"{backend.name}-epp", 9002),
+        **_named(f"{backend.name}-pickers", backend.picker_port),
         "transport_socket": {
             "name": "envoy.transport_sockets.tls",
             "typed_config": {"@type": tls},
@@ -148,7 +191,7 @@ def _clusters(backend: Backend) -> list[Manifest]:
         "fallback_policy": {"policies": [_policy("round_robin", otherwise)]},
     }
     pods = {
-        **_named(backend.name, f"{backend.name}-pods", backend.port),
+        **_named(f"{backend.name}-pods", backend.port),
         "load_balancing_policy": {"policies": [_policy("override_host", override)]},
         # By default Envoy retries three requests of a cluster at a time, and gives up the others
         # that a dying pod leaves behind. Controllers of Gateways set as much.
@@ -157,14 +200,16 @@ def _clusters(backend: Backend) -> list[Manifest]:
     return [pods, picker]
 
 
-def _named(name: str, service: str, port: int) -> Manifest:
+def _named(service: str, port: int) -> Manifest:
     endpoint = {"endpoint": {"address": _address(service, port)}}
     return {
-        "name": name,
+        "name": service,
         "type": "STRICT_DNS",
         "dns_refresh_rate": "1s",
         "connect_timeout": "1s",
-        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
+        # Three at a time by default; Istio sets no limit.
+        "circuit_breakers": {"thresholds": [{"max_retries": 1000}]},
+        "load_assignment": {"cluster_name": service, "endpoints": [{"lb_endpoints": [endpoint]}]},
     }
 
 
@@ -174,8 +219,17 @@ def _policy(name: str, typed: Manifest) -> Manifest:
 
 
 def manifests(name: str, backends: Sequence[Backend]) -> list[Manifest]:
-    """A Deployment of one such Envoy, its configuration, and a Service of the same name."""
+    """A Deployment of one such Envoy, its configuration, a Service of the same name, and those by
+    which it finds pods and pickers."""
     labels = {"app": name}
+    found = [
+        (f"{backend.name}-{what}", selector, port)
+        for backend in backends
+        for what, selector, port in (
+            ("pods", backend.pods, backend.port),
+            ("pickers", backend.picker, backend.picker_port),
+        )
+    ]
     container = {
         "name": "envoy",
         "image": IMAGE,
@@ -214,4 +268,13 @@ def manifests(name: str, backends: Sequence[Backend]) -> list[Manifest]:
             "metadata": {"name": name},
             "spec": {"selector": labels, "ports": [{"port": PORT}]},
         },
+        *(
+            {
+                "apiVersion": "v1",
+                "kind": "Service",
+                "metadata": {"name": service},
+                "spec": {"selector": selector, "clusterIP": "None", "ports": [{"port": port}]},
+            }
+            for service, selector, port in found
+        ),
     ]

@@ -16,10 +16,11 @@ STATUS_PORT = 9090
 
 
 def pool(
-    name: str, port: int = 8000, *flags: str, failure_mode: str = "FailClose"
+    name: str, port: int = 8000, *flags: str, failure_mode: str = "FailClose", pickers: int = 1
 ) -> list[Manifest]:
     """A pool of the pods with the label `app: NAME`, its picker `NAME-epp` with further `flags`,
-    the rights that it needs, and the headless Service `NAME-pods`."""
+    and the rights that it needs. The processes of a pod are one namespace, so that the picker can
+    be killed from inside."""
     picker = f"{name}-epp"
     labels = {"app": picker}
     reads = [
@@ -58,12 +59,6 @@ def pool(
             "metadata": {"name": picker},
             "spec": {"selector": labels, "ports": [{"port": 9002, "appProtocol": "http2"}]},
         },
-        {
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": {"name": f"{name}-pods"},
-            "spec": {"selector": {"app": name}, "clusterIP": "None", "ports": [{"port": port}]},
-        },
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": picker}},
         {
             "apiVersion": "rbac.authorization.k8s.io/v1",
@@ -82,7 +77,9 @@ def pool(
             },
             "subjects": [{"kind": "ServiceAccount", "name": picker}],
         },
-        deployment(picker, container, serviceAccountName=picker),
+        deployment(
+            picker, container, pickers, serviceAccountName=picker, shareProcessNamespace=True
+        ),
     ]
 
 
@@ -142,7 +139,7 @@ def deployment(
     }
 
 
-def engines(name: str, replicas: int, *flags: str) -> Manifest:
+def engines(name: str, replicas: int, *flags: str, app: str = "") -> Manifest:
     """Simulated engines without anything of ours around them, as stock vLLM pods are.
 
     A pod that ends is left alone for two seconds, as people configure it: until every gateway has
@@ -159,5 +156,10 @@ def engines(name: str, replicas: int, *flags: str) -> Manifest:
         "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
     }
     return deployment(
-        name, container, replicas, terminationGracePeriodSeconds=30, shareProcessNamespace=True
+        name,
+        container,
+        replicas,
+        app=app,
+        terminationGracePeriodSeconds=30,
+        shareProcessNamespace=True,
     )

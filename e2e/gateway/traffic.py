@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -29,6 +30,14 @@ class Answer:
     served: str
     """Address of the pod that answered, without its port."""
     problem: str = ""
+    """What was wrong with the first try, if anything was."""
+    failed: float = 0.0
+    """When that showed: monotonic time in seconds."""
+
+
+def short(number: int) -> dict[str, Any]:
+    """The body of request `number`, unless a test has others."""
+    return {"model": "tiny", "prompt": f"request {number}", "max_tokens": TOKENS}
 
 
 @dataclass(slots=True)
@@ -44,6 +53,9 @@ class Traffic:
     """Response header that tells the address of the pod."""
     rate: float = 20.0
     """Requests a second."""
+    body: Callable[[int], dict[str, Any]] = short
+    tries: int = 1
+    """How often a request that fails is sent, at once each time."""
     answers: list[Answer] = field(default_factory=list)
     _running: asyncio.Task[None] | None = None
 
@@ -63,6 +75,11 @@ class Traffic:
     def lost(self) -> list[Answer]:
         return [answer for answer in self.answers if answer.status != 200]
 
+    @property
+    def saved(self) -> list[Answer]:
+        """Those that failed first, and were answered when they were sent again."""
+        return [one for one in self.answers if one.status == 200 and one.problem]
+
     def since(self, moment: float) -> Counter[str]:
         """Who answered how many of the requests that left after this monotonic time."""
         return Counter(answer.served for answer in self.answers if answer.sent >= moment)
@@ -72,7 +89,7 @@ class Traffic:
         first = self.answers[0].sent
         lines = [f"{len(self.answers)} requests, {len(self.lost)} lost"]
         for answer in self.lost[:40]:
-            lines.append(f"{answer.sent - first:6.2f} s: {answer.status} {answer.problem}")
+            lines.append(f"{answer.sent - first:6.2f} s: {answer.problem}")
         return "\n".join(lines)
 
     def mark(self, what: str) -> None:
@@ -95,16 +112,26 @@ class Traffic:
                 requests.create_task(self._one(client, number))
 
     async def _one(self, client: aiohttp.ClientSession, number: int) -> None:
-        sent = time.monotonic()
-        body = {"model": "tiny", "prompt": f"request {number}", "max_tokens": TOKENS}
+        sent, body = time.monotonic(), self.body(number)
+        status, served, problem, failed = 0, "", "", 0.0
+        for _ in range(self.tries):
+            status, served, said = await self._try(client, body)
+            if status == 200:
+                break
+            if not problem:
+                problem, failed = said, time.monotonic()
+        self.answers.append(Answer(sent, status, served, problem, failed))
+
+    async def _try(
+        self, client: aiohttp.ClientSession, body: dict[str, Any]
+    ) -> tuple[int, str, str]:
+        """Status (0 without a whole answer), who answered, and what was wrong."""
         try:
-            answer = await ask(client, body)
+            status, headers, text = await ask(client, body)
         except (aiohttp.ClientError, TimeoutError) as error:
-            self.answers.append(Answer(sent, 0, "", repr(error)))
-            return
-        status, headers, text = answer
+            return 0, "", repr(error)
         served = headers.get(self.served, "").partition(":")[0]
-        self.answers.append(Answer(sent, status, served, "" if status == 200 else text[:200]))
+        return status, served, "" if status == 200 else f"{status} {text[:200]}"
 
 
 async def ask(

@@ -7,7 +7,7 @@ from typing import Any
 Json = dict[str, Any]
 
 MODEL = "tiny"
-CPU = {"frontend": "200m", "worker": "50m"}
+CPU = {"frontend": "200m", "epp": "100m", "worker": "50m"}
 """What each image asks for: its weight where all of them share two cores."""
 DRAIN_S = 60
 """Limit for running requests when a pod ends: these engines answer within a second or two."""
@@ -38,6 +38,12 @@ def frontend(replicas: int = 1, **env: str) -> Json:
     return component(
         "Frontend", "frontend", container("frontend", DYN_DECISION_HEADER="true", **env), replicas
     )
+
+
+def picker(replicas: int = 1, **env: str) -> Json:
+    """A picker for Gateways of others; it tells on each answer how the worker was chosen."""
+    main = container("epp", DYN_DECISION_HEADER="true", **env)
+    return component("Epp", "epp", main, replicas)
 
 
 def worker(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 import time
@@ -153,18 +152,10 @@ class Space:
             self.until(lambda kind=kind, name=name: self.exists(kind, name), f"{kind} {name}")
 
     def delete(self) -> None:
-        """With everything in it; pods get no time, as nobody listens to them any more."""
-        for kind in ("dgd", "deployments", "hpa"):
+        """With everything in it; graphs first, so that nothing makes its parts again."""
+        for kind in ("dgd", "hpa"):
             self.kubectl("delete", kind, "--all", "--wait=false", check=False)
-        with contextlib.suppress(KubectlError):
-            self.until(self._empty, f"{self.name} empty", 30.0)
-        self.cluster.kubectl(
-            *("delete", "namespace", self.name, "--ignore-not-found", "--timeout=90s")
-        )
-
-    def _empty(self) -> bool:
-        self.kubectl("delete", "pods", "--all", "--grace-period=0", "--force", check=False)
-        return not self.list("pods")
+        self.cluster.remove_namespace(self.name)
 
 
 def condition(graph: Json, type: str) -> Json:

@@ -1,10 +1,13 @@
 """Graphs with prefill and decode workers roll out by generations, under load, whoever is killed.
 
-The picker does not pair the two roles: decode workers answer by themselves. What is shown is that
-the generations change as a whole, and that a worker that serves is never taken away too early.
+The generations change as a whole, a worker that serves is never taken away too early, and no prompt
+is computed by a worker of another generation than the one that answers.
 """
 
 from __future__ import annotations
+
+import json
+import urllib.request
 
 import pytest
 
@@ -36,6 +39,21 @@ def generation(name: str) -> Json:
     return graphs.prefill_and_decode(NAME, hesitate=name == "b", GENERATION=name)
 
 
+def pairs(space: Space) -> set[tuple[str, ...]]:
+    """Worker hashes of who computed the prompt and who answered, as the workers themselves told the
+    frontend of its last two thousand requests."""
+    (frontend,) = space.pods(NAME, "Frontend")
+    url = f"http://{frontend['status']['podIP']}:9090/debug/decisions?brief=1&limit=2000"
+    with urllib.request.urlopen(url, timeout=10.0) as answer:
+        outcomes = [(each["outcome"], each["worker"]) for each in json.load(answer)["decisions"]]
+    # Names of pods: GRAPH-ROLE-HASH-…
+    return {
+        tuple(name.split("-")[2] for name in (outcome["prefilled_by"], worker))
+        for outcome, worker in outcomes
+        if "prefilled_by" in outcome
+    }
+
+
 @pytest.mark.timeout(400)
 def test_both_roles_change_together(platform: Platform, installed_space: Space) -> None:
     """Halfway the operator is killed; the standby goes on once the lease has run out."""
@@ -43,14 +61,18 @@ def test_both_roles_change_together(platform: Platform, installed_space: Space) 
     space.apply(generation("a"))
     space.wait_ready(NAME)
     assert at_rest(space, "a")
+    paired: set[tuple[str, ...]] = set()
 
     def change() -> None:
         space.apply(generation("b"))
         space.until(lambda: len(hashes(space.pods(NAME, "Decode"))) == 2, "two generations")
         platform.kill_leader()
         space.until(lambda: at_rest(space, "b"), "b", ROLLOUT_S, lambda: space.story(NAME))
+        paired.update(pairs(space))
 
     check(under_load(space, NAME, change))
+    assert len(paired) == 2, "both generations computed prompts"
+    assert [pair for pair in paired if len(set(pair)) != 1] == []
     deployments = [d["metadata"]["name"] for d in space.list("deployments")]
     assert len(deployments) == 3, "something of the old generation is left"
 

@@ -1,0 +1,153 @@
+"""A graph whose prompts two workers share, as tests see it: what its engines and workers count."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from e2e.gateway.pools import STATUS_PORT
+from e2e.gateway.space import CHANGE_S, Space, samples
+from e2e.gateway.traffic import ask
+from e2e.operator import graphs
+from e2e.operator.space import Json
+from e2e.operator.space import Space as Objects
+
+TYPE = "nvidia.com/dynamo-component-type"
+TOKENS = 5
+"""Of an answer."""
+HTTP_PORT = 8000
+NOTHING: Mapping[str, Any] = {}
+
+ENGINE = {
+    "computed": ("vllm:prompt_tokens_by_source_total", {"source": "local_compute"}),
+    "cached": ("vllm:prompt_tokens_by_source_total", {"source": "local_cache_hit"}),
+    "taken": ("vllm:prompt_tokens_by_source_total", {"source": "external_kv_transfer"}),
+    "not taken": ("vllm:nixl_num_failed_transfers_total", {}),
+    "answered": ("vllm:generation_tokens_total", {}),
+}
+"""Counters of tokens, and of transfers that failed."""
+WORKER = {
+    **{
+        outcome: ("dynamo_worker_remote_prefills_total", {"outcome": outcome})
+        for outcome in ("remote", "local", "refused", "rejected", "invalid-grant")
+    },
+    "asked in vain": ("dynamo_worker_prefiller_failures_total", {}),
+}
+"""Counters of requests that came with prefill workers to ask, and of those workers."""
+
+Counts = Counter[tuple[str, str]]
+"""(role, name of a counter above) -> its sum over the role's pods."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Of a completion."""
+
+    status: int
+    headers: dict[str, str]
+    body: Any
+
+    @property
+    def prompt_tokens(self) -> int:
+        return int(self.body["usage"]["prompt_tokens"])
+
+    @property
+    def text(self) -> str:
+        return str(self.body["choices"][0]["text"])
+
+    @property
+    def split(self) -> str:
+        """What the picker made of it, with the reason if it was not split."""
+        fields = self.headers["x-dynamo-routing"].split(";")
+        (found,) = [field for field in fields if field.startswith("disagg=")]
+        return found.removeprefix("disagg=")
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """The graph, and the gateway before it."""
+
+    space: Space
+    objects: Objects
+    url: str
+
+    def addresses(self, role: str) -> dict[str, str]:
+        """Pods of the role that do not end -> address."""
+        return self.space.addresses(role, TYPE)
+
+    async def ask(
+        self,
+        prompt: str,
+        url: str = "",
+        *,
+        fields: Mapping[str, Any] = NOTHING,
+        headers: Mapping[str, str] = NOTHING,
+    ) -> Answer:
+        """Through the gateway, or past it to the `url` of a worker; with further fields in the
+        body, and further headers."""
+        body = {"model": graphs.MODEL, "prompt": prompt, "max_tokens": TOKENS, **fields}
+        async with aiohttp.ClientSession(url or self.url) as client:
+            status, head, text = await ask(client, body, **headers)
+        return Answer(status, head, json.loads(text))
+
+    async def is_cached(self, *prompts: str) -> None:
+        """Ask until the picker knows that the decode worker has them."""
+        async with asyncio.timeout(CHANGE_S):
+            for prompt in prompts:
+                while (answer := await self.ask(prompt)).split != "decode-only(cached)":
+                    assert answer.status == 200, answer
+                    await asyncio.sleep(0.1)
+
+    async def counts(self) -> Counts:
+        """What all of its workers have counted so far."""
+        found: Counts = Counter()
+        for role in ("prefill", "decode"):
+            for address in self.addresses(role).values():
+                for port, counters in ((HTTP_PORT, ENGINE), (STATUS_PORT, WORKER)):
+                    page = await samples(address, port)
+                    for what, (name, labels) in counters.items():
+                        found[role, what] += sum(
+                            round(one.value)
+                            for one in page
+                            if one.name == name and labels.items() <= one.labels.items()
+                        )
+        return found
+
+    async def since(self, before: Counts, told: Callable[[Counts], bool]) -> Counts:
+        """What was counted since `before`, once that is what `told` waits for: workers tell what
+        they did a moment after it. After a minute whatever there is."""
+        deadline = time.monotonic() + CHANGE_S
+        while True:
+            now = await self.counts() - before
+            if told(now) or time.monotonic() > deadline:
+                return now
+            await asyncio.sleep(0.1)
+
+    async def counted(self, before: Counts, expected: dict[tuple[str, str], int]) -> None:
+        """Since `before` this was counted, and nothing else."""
+        assert await self.since(before, lambda now: now == expected) == expected
+
+
+def admits(policies: list[Json], source: Json, target: Json, port: int) -> bool:
+    """Whether NetworkPolicies let pods with the labels `source` reach this port of pods with the
+    labels `target`. Reads what the operator writes of them: peers in the same namespace."""
+    chosen = [policy for policy in policies if _matches(policy["podSelector"], target)]
+    return not chosen or any(
+        ("from" not in rule or any(_matches(peer["podSelector"], source) for peer in rule["from"]))
+        and ("ports" not in rule or port in [each["port"] for each in rule["ports"]])
+        for policy in chosen
+        for rule in policy["ingress"]
+    )
+
+
+def _matches(selector: Json, labels: Json) -> bool:
+    return selector.get("matchLabels", {}).items() <= labels.items() and all(
+        labels.get(each["key"]) in each["values"] for each in selector.get("matchExpressions", ())
+    )
