@@ -19,10 +19,15 @@ from e2e.operator import graphs
 from e2e.operator.space import Json
 from e2e.operator.space import Space as Objects
 
+NAME, POOL, PICKER = "pd", "pd-pool", "pd-epp"
 TYPE = "nvidia.com/dynamo-component-type"
 TOKENS = 5
 """Of an answer."""
 HTTP_PORT = 8000
+THRESHOLDS = {"eff_isl_threshold": 512, "eff_isl_ratio_threshold": 0.9}
+SLOW = ("--speed", "0.5")
+"""A long prompt takes a prefill worker a tenth of a second."""
+WORDS = " ".join(f"word{number}" for number in range(400))
 NOTHING: Mapping[str, Any] = {}
 
 ENGINE = {
@@ -44,6 +49,29 @@ WORKER = {
 
 Counts = Counter[tuple[str, str]]
 """(role, name of a counter above) -> its sum over the role's pods."""
+
+
+CACHED = {("decode", what) for what in ("cached", "computed", "answered")}
+"""What is counted where a decode worker does all of it."""
+
+
+def wanted(prefill: int = 2, annotations: Json | None = None) -> Json:
+    """The graph: a prefill worker computes what is long and new, or nobody does."""
+    picker = graphs.picker(
+        DYN_ENFORCE_DISAGG="true",
+        DYN_ROUTER_CONDITIONAL_DISAGG="true",
+        DYN_ROUTER_CONDITIONAL_DISAGG_CONFIG=json.dumps(THRESHOLDS),
+    )
+    workers = (
+        graphs.worker(prefill, *SLOW, name="Prefill", type="prefill"),
+        graphs.worker(1, name="Decode", type="decode"),
+    )
+    return graphs.graph(NAME, picker, *workers, annotations=annotations)
+
+
+def long(topic: str) -> str:
+    """A long prompt that has no block in common with those of other topics."""
+    return f"{topic}: {WORDS}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +161,44 @@ class Graph:
     async def counted(self, before: Counts, expected: dict[tuple[str, str], int]) -> None:
         """Since `before` this was counted, and nothing else."""
         assert await self.since(before, lambda now: now == expected) == expected
+
+
+async def long_ones_are_split(graph: Graph) -> list[Answer]:
+    """Each long prompt is computed by a prefill worker and answered by the decode worker. What that
+    one caches then, it does alone: the same with a little more, and short ones that begin alike.
+    Returns the first answers."""
+    prompts = [long(f"split {number}") for number in range(4)]
+    count = len(prompts)
+    before = await graph.counts()
+    answers = await asyncio.gather(*map(graph.ask, prompts))
+    assert {(each.status, each.split) for each in answers} == {(200, "prefill-decode")}
+    tokens = sum(each.prompt_tokens for each in answers)
+    await graph.counted(
+        before,
+        {
+            ("prefill", "computed"): tokens,
+            ("prefill", "answered"): count,
+            ("decode", "taken"): tokens - count,
+            ("decode", "computed"): count,  # the last token of each is computed in any case
+            ("decode", "answered"): TOKENS * count,
+            ("decode", "remote"): count,
+        },
+    )
+
+    await graph.is_cached(*prompts)
+    before = await graph.counts()
+    again = await asyncio.gather(
+        *(graph.ask(f"{prompt} and then?") for prompt in prompts),
+        *(graph.ask(prompt[: len(prompt) // 8]) for prompt in prompts),
+    )
+    assert {(each.status, each.split) for each in again} == {(200, "decode-only(cached)")}
+    since = await graph.counts() - before
+    tokens = sum(each.prompt_tokens for each in again)
+    assert since["decode", "cached"] + since["decode", "computed"] == tokens
+    assert since["decode", "cached"] > 0.9 * tokens
+    assert since["decode", "answered"] == 2 * TOKENS * count
+    assert since.keys() == CACHED
+    return answers
 
 
 def admits(policies: list[Json], source: Json, target: Json, port: int) -> bool:

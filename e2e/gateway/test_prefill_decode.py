@@ -7,9 +7,7 @@ workers'.
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +19,19 @@ from dynamo_runtime.prefill_grant import PREFILLERS_HEADER, Grant
 from e2e.cluster import Cluster
 from e2e.gateway import envoy
 from e2e.gateway.envoy import Backend
-from e2e.gateway.prefill_decode import HTTP_PORT, TOKENS, TYPE, Graph, admits
+from e2e.gateway.prefill_decode import (
+    CACHED,
+    HTTP_PORT,
+    NAME,
+    POOL,
+    TOKENS,
+    TYPE,
+    Graph,
+    admits,
+    long,
+    long_ones_are_split,
+    wanted,
+)
 from e2e.gateway.space import Space, eventually, until
 from e2e.gateway.traffic import Traffic
 from e2e.operator import graphs
@@ -29,13 +39,7 @@ from e2e.operator.operators import HostOperator
 from e2e.operator.space import Json
 from e2e.operator.space import Space as Objects
 
-NAME, POOL, GATEWAY = "pd", "pd-pool", "gateway"
-WORDS = " ".join(f"word{number}" for number in range(400))
-THRESHOLDS = {"eff_isl_threshold": 512, "eff_isl_ratio_threshold": 0.9}
-SLOW = ("--speed", "0.5")
-"""A long prompt takes a prefill worker a tenth of a second."""
-CACHED = {("decode", what) for what in ("cached", "computed", "answered")}
-"""What is counted where a decode worker does all of it."""
+GATEWAY = "gateway"
 SIDE_CHANNEL = 5600
 KILL_ENGINE = "--kv-events-config"
 WHILE_IT_WORKS = """
@@ -43,21 +47,6 @@ import json, urllib.request
 while not json.load(urllib.request.urlopen("http://127.0.0.1:8000/load"))["server_load"]:
     pass
 """
-
-
-def wanted(prefill: int = 2) -> Json:
-    """The graph: a prefill worker computes what is long and new, or nobody does."""
-    picker = graphs.picker(
-        DYN_ENFORCE_DISAGG="true",
-        DYN_ROUTER_CONDITIONAL_DISAGG="true",
-        DYN_ROUTER_CONDITIONAL_DISAGG_CONFIG=json.dumps(THRESHOLDS),
-    )
-    return graphs.graph(
-        NAME,
-        picker,
-        graphs.worker(prefill, *SLOW, name="Prefill", type="prefill"),
-        graphs.worker(1, name="Decode", type="decode"),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -82,48 +71,11 @@ async def graph(applied: Graph) -> Graph:
     return applied
 
 
-def long(topic: str) -> str:
-    """A long prompt that has no block in common with those of other topics."""
-    return f"{topic}: {WORDS}"
-
-
 @pytest.mark.timeout(300)
 async def test_long_prompts_are_split_and_cached_ones_are_not(graph: Graph) -> None:
-    prompts = [long(f"split {number}") for number in range(4)]
-    count = len(prompts)
-    before = await graph.counts()
-    answers = await asyncio.gather(*map(graph.ask, prompts))
-    assert {each.status for each in answers} == {200}
-    tokens = sum(each.prompt_tokens for each in answers)
-    await graph.counted(
-        before,
-        {
-            ("prefill", "computed"): tokens,
-            ("prefill", "answered"): count,
-            ("decode", "taken"): tokens - count,
-            ("decode", "computed"): count,  # the last token of each is computed in any case
-            ("decode", "answered"): TOKENS * count,
-            ("decode", "remote"): count,
-        },
-    )
+    answers = await long_ones_are_split(graph)
     (decode,) = graph.addresses("decode").values()
     assert {each.headers[envoy.SERVED] for each in answers} == {f"{decode}:{HTTP_PORT}"}
-    assert {each.split for each in answers} == {"prefill-decode"}
-
-    # The same with a little more, and short ones that begin alike: the decode worker's own.
-    await graph.is_cached(*prompts)
-    before = await graph.counts()
-    again = await asyncio.gather(
-        *(graph.ask(f"{prompt} and then?") for prompt in prompts),
-        *(graph.ask(prompt[: len(prompt) // 8]) for prompt in prompts),
-    )
-    assert {(each.status, each.split) for each in again} == {(200, "decode-only(cached)")}
-    since = await graph.counts() - before
-    tokens = sum(each.prompt_tokens for each in again)
-    assert since["decode", "cached"] + since["decode", "computed"] == tokens
-    assert since["decode", "cached"] > 0.9 * tokens
-    assert since["decode", "answered"] == 2 * TOKENS * count
-    assert since.keys() == CACHED
 
 
 @pytest.mark.timeout(300)
