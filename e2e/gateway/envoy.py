@@ -193,9 +193,6 @@ def _clusters(backend: Backend) -> list[Manifest]:
     pods = {
         **_named(f"{backend.name}-pods", backend.port),
         "load_balancing_policy": {"policies": [_policy("override_host", override)]},
-        # By default Envoy retries three requests of a cluster at a time, and gives up the others
-        # that a dying pod leaves behind. Controllers of Gateways set as much.
-        "circuit_breakers": {"thresholds": [{"max_retries": 1024}]},
     }
     return [pods, picker]
 
@@ -207,8 +204,9 @@ def _named(service: str, port: int) -> Manifest:
         "type": "STRICT_DNS",
         "dns_refresh_rate": "1s",
         "connect_timeout": "1s",
-        # Three at a time by default; Istio sets no limit.
-        "circuit_breakers": {"thresholds": [{"max_retries": 1000}]},
+        # By default Envoy retries three requests of a cluster at a time, and gives up the others
+        # that a dying pod leaves behind. Controllers of Gateways set as much.
+        "circuit_breakers": {"thresholds": [{"max_retries": 1024}]},
         "load_assignment": {"cluster_name": service, "endpoints": [{"lb_endpoints": [endpoint]}]},
     }
 
