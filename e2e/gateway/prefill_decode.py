@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from e2e.operator.space import Space as Objects
 
 NAME, POOL, PICKER = "pd", "pd-pool", "pd-epp"
 TYPE = "nvidia.com/dynamo-component-type"
+ROLES = ("prefill", "decode")
 TOKENS = 5
 """Of an answer."""
 HTTP_PORT = 8000
@@ -36,16 +36,19 @@ ENGINE = {
     "taken": ("vllm:prompt_tokens_by_source_total", {"source": "external_kv_transfer"}),
     "not taken": ("vllm:nixl_num_failed_transfers_total", {}),
     "answered": ("vllm:generation_tokens_total", {}),
+    "done": ("vllm:request_success_total", {}),
 }
-"""Counters of tokens, and of transfers that failed."""
+"""Counters of tokens, of transfers that failed, and of requests."""
 WORKER = {
     **{
         outcome: ("dynamo_worker_remote_prefills_total", {"outcome": outcome})
         for outcome in ("remote", "local", "refused", "rejected", "invalid-grant")
     },
     "asked in vain": ("dynamo_worker_prefiller_failures_total", {}),
+    "told": ("dynamo_worker_requests_total", {}),
 }
-"""Counters of requests that came with prefill workers to ask, and of those workers."""
+"""Counters of requests that came with prefill workers to ask, of those workers, and of all requests
+that have left the engine."""
 
 Counts = Counter[tuple[str, str]]
 """(role, name of a counter above) -> its sum over the role's pods."""
@@ -134,9 +137,19 @@ class Graph:
                     await asyncio.sleep(0.1)
 
     async def counts(self) -> Counts:
-        """What all of its workers have counted so far."""
+        """What all of its workers have counted, once they were told of all that their engines have
+        done."""
+        async with asyncio.timeout(CHANGE_S):
+            while True:
+                found = await self._read()
+                untold = [found.pop((role, "done")) - found.pop((role, "told")) for role in ROLES]
+                if max(untold) <= 0:
+                    return found
+                await asyncio.sleep(0.05)
+
+    async def _read(self) -> Counts:
         found: Counts = Counter()
-        for role in ("prefill", "decode"):
+        for role in ROLES:
             for address in self.addresses(role).values():
                 for port, counters in ((HTTP_PORT, ENGINE), (STATUS_PORT, WORKER)):
                     page = await samples(address, port)
@@ -148,19 +161,9 @@ class Graph:
                         )
         return found
 
-    async def since(self, before: Counts, told: Callable[[Counts], bool]) -> Counts:
-        """What was counted since `before`, once that is what `told` waits for: workers tell what
-        they did a moment after it. After a minute whatever there is."""
-        deadline = time.monotonic() + CHANGE_S
-        while True:
-            now = await self.counts() - before
-            if told(now) or time.monotonic() > deadline:
-                return now
-            await asyncio.sleep(0.1)
-
     async def counted(self, before: Counts, expected: dict[tuple[str, str], int]) -> None:
         """Since `before` this was counted, and nothing else."""
-        assert await self.since(before, lambda now: now == expected) == expected
+        assert await self.counts() - before == expected
 
 
 async def long_ones_are_split(graph: Graph) -> list[Answer]:

@@ -306,7 +306,7 @@ class Launcher:
             self._tell(events)
 
     def _tell(self, events: list[RequestEvent]) -> None:
-        publisher = self._publisher
+        publisher, metrics, flights = self._publisher, self._metrics, self._flights
         assert publisher is not None
         for event in events:
             match event:
@@ -315,7 +315,7 @@ class Launcher:
                 case FirstToken(booking, prefillers_failed):
                     publisher.first_token(booking, prefillers_failed)
                 case Finished():
-                    self._metrics.requests.inc()
+                    metrics.requests.inc()
                     publisher.finished(
                         event.booking,
                         prompt_tokens=event.prompt_tokens,
@@ -325,7 +325,12 @@ class Launcher:
                         prefillers_failed=event.prefillers_failed,
                     )
         if events:
-            self._metrics.in_flight.set(len(self._flights))
+            metrics.in_flight.set(len(flights))
+        for outcome, count in flights.remote_prefills.items():
+            metrics.remote_prefills.labels(outcome).inc(count)
+        metrics.prefiller_failures.inc(flights.prefiller_failures)
+        flights.remote_prefills.clear()
+        flights.prefiller_failures = 0
 
     async def _check(self, client: aiohttp.ClientSession, publisher: WorkerPublisher) -> None:
         """Once a second: health, the engine's own figures, load, readiness."""
@@ -404,11 +409,6 @@ class Launcher:
         metrics.prefill_tokens.set(flights.prefill_tokens)
         metrics.decode_blocks.set(decode_blocks)
         metrics.reports_dropped.set(flights.dropped_reports)
-        for outcome, count in flights.remote_prefills.items():
-            metrics.remote_prefills.labels(outcome).inc(count)
-        metrics.prefiller_failures.inc(flights.prefiller_failures)
-        flights.remote_prefills.clear()
-        flights.prefiller_failures = 0
         metrics.blocks_cached.set(self._publisher.session.cached_blocks)
         usage = figures.cache_usage if figures else 0.0
         return Load(
