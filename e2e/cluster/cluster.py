@@ -421,12 +421,18 @@ class Cluster:
             timeout=timeout + 10.0,
         )
 
-    def remove_namespace(self, name: str, timeout: float = 120.0) -> None:
-        """With all in it. Its pods get no time, as nobody listens to them any more, and they go
-        first: a namespace that still has some is looked at again only after half of the time that
-        they may take.
+    def remove_namespace(self, name: str) -> None:
+        """With all in it. Its pods are ended first: while there are any, the namespace's controller
+        looks again only after half of the time that they may take. What is left goes some seconds
+        later, as that controller lets five pass before it begins.
         """
-        space = ("-n", name)
+        self.end_pods(name)
+        self.kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")
+
+    def end_pods(self, namespace: str, timeout: float = 120.0) -> None:
+        """All of a namespace, and what makes them. They get no time, as nobody listens to them any
+        more."""
+        space = ("-n", namespace)
         makers = ("deployments,statefulsets,daemonsets,jobs", "--all", "--wait=false")
         self.kubectl("delete", *makers, *space)
 
@@ -434,8 +440,7 @@ class Cluster:
             at_once = ("--grace-period=0", "--force")
             return "deleted" not in self.kubectl("delete", "pods", "--all", *at_once, *space).stdout
 
-        self.wait_for(empty, timeout, f"no pods in {name}")
-        self.kubectl("delete", "namespace", name, "--ignore-not-found", timeout=timeout)
+        self.wait_for(empty, timeout, f"no pods in {namespace}")
 
     # --- images
 

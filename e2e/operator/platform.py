@@ -66,6 +66,7 @@ def installed(cluster: Cluster) -> Iterator[Platform]:
         yield platform
     finally:
         if not was_there:
+            cluster.end_pods(SYSTEM)
             cluster.kubectl(
                 *("delete", "-f", "-", "--ignore-not-found"), input=text, timeout=180.0, check=False
             )

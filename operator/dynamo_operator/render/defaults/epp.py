@@ -19,12 +19,23 @@ def ports(numbers: Numbers) -> list[Json]:
 
 
 def probes(numbers: Numbers, refer: References) -> Json:
-    # A gRPC probe takes a number only.
-    check = {"grpc": {"port": GRPC_HEALTH_PORT}, "periodSeconds": 10, "timeoutSeconds": 5}
+    # A gRPC probe takes a number only. The service "" follows readiness, and a picker that waits
+    # for its pool is not to be restarted. Times are those of frontends, for the same reasons.
+    alive = {"grpc": {"port": GRPC_HEALTH_PORT, "service": "liveness"}}
+    ready = {"grpc": {"port": GRPC_HEALTH_PORT}}
     return {
-        "startupProbe": {**check, "failureThreshold": 180},
-        "livenessProbe": {**check, "failureThreshold": 3},
-        "readinessProbe": {**check, "periodSeconds": 5, "failureThreshold": 3},
+        "startupProbe": _probe(alive, period=2, timeout=2, failures=150),
+        "livenessProbe": _probe(alive, period=10, timeout=10, failures=6),
+        "readinessProbe": _probe(ready, period=2, timeout=5, failures=6),
+    }
+
+
+def _probe(check: Json, *, period: int, timeout: int, failures: int) -> Json:
+    return {
+        **check,
+        "periodSeconds": period,
+        "timeoutSeconds": timeout,
+        "failureThreshold": failures,
     }
 
 
