@@ -163,7 +163,8 @@ class Graph:
 
     async def counted(self, before: Counts, expected: dict[tuple[str, str], int]) -> None:
         """Since `before` this was counted, and nothing else."""
-        assert await self.counts() - before == expected
+        now = await self.counts() - before
+        assert now == expected, f"{now} instead of {expected}"
 
 
 async def long_ones_are_split(graph: Graph) -> list[Answer]:

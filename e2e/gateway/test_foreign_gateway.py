@@ -12,7 +12,7 @@ import pytest
 from e2e.cluster import Cluster
 from e2e.gateway import envoy, pools
 from e2e.gateway.envoy import Backend
-from e2e.gateway.space import CHANGE_S, Space, samples, until
+from e2e.gateway.space import CHANGE_S, Space, eventually, samples, until
 from e2e.gateway.traffic import Traffic, ask
 
 POOL, PICKER = "engines", "engines-epp"
@@ -197,17 +197,25 @@ async def test_two_pools_share_by_weight(space: Space) -> None:
         deployments=(*weights, *(f"{name}-epp" for name in weights), "split"),
     )
     url = space.url("split")
-    await space.answering(url)
+    own = {name: set(space.addresses(name).values()) for name in weights}
+    body = {"model": "tiny", "prompt": "which pool?", "max_tokens": 1}
+    missing = set().union(*own.values())
+
+    async def all_answer() -> bool:
+        async with aiohttp.ClientSession(url) as client:
+            _, head, _ = await ask(client, body)
+        missing.discard(head.get(envoy.SERVED, "").partition(":")[0])
+        return not missing
+
+    await eventually(all_answer, "both pools answer")
 
     async def decided() -> dict[str, float]:
         """How much each pool's picker has."""
         pickers = {name: space.addresses(f"{name}-epp").values() for name in weights}
         return {name: await asked(address) for name, (address,) in pickers.items()}
 
-    own = {name: set(space.addresses(name).values()) for name in weights}
     steer = ",".join(sorted(own["heavy"] | own["light"]))
     before = await decided()
-    body = {"model": "tiny", "prompt": "which pool?", "max_tokens": 1}
     async with aiohttp.ClientSession(url) as client:
         headers = {"test-epp-endpoint-selection": steer}
         answers = [await ask(client, body, **headers) for _ in range(SPLIT)]
