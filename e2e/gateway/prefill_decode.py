@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 
 from e2e.gateway.pools import STATUS_PORT
-from e2e.gateway.space import CHANGE_S, Space, samples
+from e2e.gateway.space import CHANGE_S, Space, eventually, samples
 from e2e.gateway.traffic import ask
 from e2e.operator import graphs
 from e2e.operator.space import Json
@@ -127,6 +127,17 @@ class Graph:
         async with aiohttp.ClientSession(url or self.url) as client:
             status, head, text = await ask(client, body, **headers)
         return Answer(status, head, json.loads(text))
+
+    async def is_reached(self) -> None:
+        """Ask until the decode worker answers: a proxy that does not know it yet chooses by itself
+        among the pool's pods, and a prefill worker does both."""
+        await self.space.answering(self.url)
+        before = await self.counts()
+        await eventually(lambda: self._answers(before), "the decode worker answers")
+
+    async def _answers(self, before: Counts) -> bool:
+        await self.ask("ready?")
+        return (await self.counts() - before)["decode", "answered"] > 0
 
     async def is_cached(self, *prompts: str) -> None:
         """Ask until the picker knows that the decode worker has them."""

@@ -7,6 +7,7 @@ workers'.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import time
 from collections.abc import Iterator
@@ -50,7 +51,7 @@ while not json.load(urllib.request.urlopen("http://127.0.0.1:8000/load"))["serve
 
 
 @pytest.fixture(scope="module")
-def applied(inference_pools: Cluster, with_crds: Cluster, module_namespace: str) -> Iterator[Graph]:
+def graph(inference_pools: Cluster, with_crds: Cluster, module_namespace: str) -> Iterator[Graph]:
     """The graph, taken care of by an operator of this machine, and the gateway."""
     objects = Objects(with_crds, module_namespace)
     space = Space(with_crds, module_namespace)
@@ -60,15 +61,10 @@ def applied(inference_pools: Cluster, with_crds: Cluster, module_namespace: str)
         backend = Backend.of(with_crds, module_namespace, POOL)
         space.start(*envoy.manifests(GATEWAY, [backend]), deployments=(GATEWAY,))
         objects.wait_ready(NAME)
-        yield Graph(space, objects, space.url(GATEWAY))
+        found = Graph(space, objects, space.url(GATEWAY))
+        asyncio.run(found.is_reached())
+        yield found
         objects.kubectl("delete", "dgd", NAME, "--wait=false")
-
-
-@pytest.fixture
-async def graph(applied: Graph) -> Graph:
-    """The same, once the gateway answers."""
-    await applied.space.answering(applied.url)
-    return applied
 
 
 @pytest.mark.timeout(300)

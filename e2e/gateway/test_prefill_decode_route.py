@@ -25,5 +25,5 @@ async def test_long_prompts_are_split_and_cached_ones_are_not(
         objects.apply(wanted(annotations=annotations))
         objects.wait_ready(NAME)
         graph = Graph(space, objects, f"http://{gateway.address}")
-        await space.answering(graph.url)
+        await graph.is_reached()
         await long_ones_are_split(graph)
