@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from e2e.cluster import Cluster
+from e2e.cluster import Cluster, addons
 from e2e.cluster.fixtures import cluster, gateway, istio, module_namespace, namespace, pods
 from e2e.operator.conftest import with_crds
 
@@ -22,11 +22,11 @@ def inference_pools(pods: Cluster) -> Iterator[Cluster]:
     if pods.is_foreign:
         pytest.skip("pods and Services of a cluster that isn't ours can't be reached from here")
 
-    def definitions() -> set[str]:
-        return set(pods.kubectl("get", "crd", "-o", "name").stdout.split())
-
-    before = definitions()
+    addon = addons.ADDONS["inference-extension"]
+    kinds = addons.manifests(addon, (pods.layout.manifests / addon.file).read_text())
+    served = pods.kubectl("get", "crd", "-o", "name").stdout
+    new = [name for name in addons.definitions(kinds) if f"/{name}\n" not in served]
     pods.install_addon("inference-extension")
     yield pods
-    if new := definitions() - before:
-        pods.kubectl("delete", *sorted(new))
+    if new:
+        pods.kubectl("delete", "crd", *new)
