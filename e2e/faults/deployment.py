@@ -266,7 +266,10 @@ class Deployment:
 
     def _gateway_config(self) -> Any:
         """As for a pool in a cluster, with addresses in the place of names."""
-        config = gateway.config([gateway.Backend("pool", port=HTTP_PORT)])
+        pool = gateway.Backend(
+            "pool", pods={}, port=HTTP_PORT, picker={}, picker_port=PICKER_PORT, weight=1
+        )
+        config = gateway.config([pool])
         resources = config["static_resources"]
         (listener,) = resources["listeners"]
         listener["address"]["socket_address"] |= {

@@ -169,4 +169,5 @@ class Reconciler:
         except ApiUnreachable:
             raise
         except ApiError as error:
-            log.warning("event %s not posted: %s", text.reason, error)
+            if not error.namespace_ends:
+                log.warning("event %s not posted: %s", text.reason, error)

@@ -288,8 +288,7 @@ def _check_owner(live: Json, observed: Observed) -> None:
 def _refusal(manifest: Json, error: ApiError | ValueError) -> Refused:
     metadata = manifest["metadata"]
     if isinstance(error, ApiError):
-        causes = (error.body.get("details") or {}).get("causes") or ()
-        if any(cause.get("reason") == "NamespaceTerminating" for cause in causes):
+        if error.namespace_ends:
             raise NamespaceGoing(metadata["namespace"])
         message, status = error.message, error.status
     else:  # a name that can't be addressed

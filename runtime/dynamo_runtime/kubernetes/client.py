@@ -53,6 +53,12 @@ class ApiError(Exception):
         self.message = message
         self.body = body or {}  # the Status object
 
+    @property
+    def namespace_ends(self) -> bool:
+        """Nothing new can be in that namespace: it is being deleted."""
+        causes = (self.body.get("details") or {}).get("causes") or ()
+        return any(cause.get("reason") == "NamespaceTerminating" for cause in causes)
+
 
 class ApiUnreachable(ApiError):
     """No answer: refused or reset, or (``reason`` Timeout) none in time.
