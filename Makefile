@@ -68,7 +68,7 @@ test: $(VENV)/.dev ## All tests that need neither a cluster nor torch; ALL=1 rep
 	@$(BIN)/python scripts/test.py $(if $(ALL),--all) $(PYTEST_ARGS)
 
 e2e: e2e-parts ## Real vLLM engines on CPU, then everything on a real Kubernetes
-	@$(BIN)/python -m pytest e2e -m "not long" -n 2 --dist loadgroup --durations=25 --durations-min=10 $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest e2e -m "not long" --durations=25 --durations-min=10 $(PYTEST_ARGS)
 
 e2e-long: e2e-parts ## Minutes of load, outages, a thousand graphs; leaves reports in docs/reports
 	@if [ -z "$${KUBECONFIG:-}" ] && [ "$$(id -u)" = 0 ]; then \

@@ -37,20 +37,6 @@ START_S = 400.0
 """Two real engines take a minute and a half on two idle cores; the machine may do much else."""
 
 
-CONTROL_PLANES = (
-    Path(__file__).parent / "operator_control",
-    Path(__file__).parent / "test_admission.py",
-)
-"""Tests with a control plane of their own and no pods: they wait for leases to expire, mostly."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two halves that `make e2e` runs side by side, each in its order."""
-    for item in items:
-        waits = any(item.path.is_relative_to(path) for path in CONTROL_PLANES)
-        item.add_marker(pytest.mark.xdist_group("control-planes" if waits else "engines-and-pods"))
-
-
 @pytest.fixture(scope="session")
 def vllm_python() -> str:
     """The Python that has vLLM. Without one a test is skipped, in CI it fails."""
