@@ -26,6 +26,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dynamo_epp.frontend.bootstrap import Sockets
 from dynamo_epp.frontend.envoy import Envoy
@@ -131,7 +132,7 @@ async def envoy(kind: str, number: int, engine: str) -> AsyncIterator[None]:
             await running.stop()
 
 
-def without_picker(config: dict, engine: str) -> dict:  # type: ignore[type-arg]
+def without_picker(config: dict[str, Any], engine: str) -> dict[str, Any]:
     """The same Envoy before a single engine."""
     static = config["static_resources"]
     (listener,) = static["listeners"]
@@ -239,7 +240,7 @@ included. Times with two connections have some hundred samples each, fewer where
 
 - *Bare grpc.aio* answers with constants and relays; nobody could route with it.
 - *llm-d's scorers*: queue, KV utilization and (estimated) prefix, the same configuration for both.
-  llm-d's picker asks engines for metrics every 50 ms, ours every second.
+  llm-d's picker asks engines for metrics every 50 ms, ours every 250 ms.
 - *Exact tokens*: chat template, tokens, block keys, the workers' caches and loads from their
   streams; no metrics are asked for.
 - *Added* is the time to the last byte less that of the same Envoy without a picker.

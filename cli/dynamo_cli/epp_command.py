@@ -503,14 +503,22 @@ _SUITES = {
 """Those of TLS 1.2 that HTTP/2 allows (RFC 9113 appendix A): Go's name -> OpenSSL's."""
 
 
+_TLS_1_3 = {
+    "TLS_AES_128_GCM_SHA256",
+    "TLS_AES_256_GCM_SHA384",
+    "TLS_CHACHA20_POLY1305_SHA256",
+}
+"""Always on."""
+
+
 def cipher_suites(names: str) -> tuple[str, ...]:
     """OpenSSL's names of the suites. Raises ``typer.BadParameter``."""
     asked = [name.strip() for name in names.split(",") if name.strip()]
     found = []
     for name in asked:
         full = f"{name}_SHA256" if name.endswith("CHACHA20_POLY1305") else name
-        if full in ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", _CHACHA_1_3):
-            continue  # of TLS 1.3: on anyhow
+        if full in _TLS_1_3:
+            continue
         if full not in _SUITES:
             raise typer.BadParameter(
                 f"--tls-cipher-suites: {name} is none that HTTP/2 allows; "
@@ -518,6 +526,3 @@ def cipher_suites(names: str) -> tuple[str, ...]:
             )
         found.append(_SUITES[full])
     return tuple(found)
-
-
-_CHACHA_1_3 = "TLS_CHACHA20_POLY1305_SHA256"

@@ -222,3 +222,12 @@ def test_a_file_of_endpoints(started: dict[str, Any], tmp_path: Path) -> None:
     result = run("--endpoints-file", str(tmp_path / "endpoints.json"))
     assert result.exit_code == 0, result.output
     assert started["picker"].discovery_backend == "file"
+
+
+def test_suites_are_named_as_openssl_does() -> None:
+    names = "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, TLS_AES_128_GCM_SHA256,"
+    names += "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305"
+    assert epp_command.cipher_suites(names) == (
+        "ECDHE-RSA-AES128-GCM-SHA256",
+        "ECDHE-ECDSA-CHACHA20-POLY1305",
+    )

@@ -46,6 +46,22 @@ class ScriptedPicker:
         self.release.set()
 
 
+def stubborn(
+    picker: ScriptedPicker, begun: asyncio.Event
+) -> Callable[[PickRequest], Awaitable[Route | Refusal]]:
+    """Picks only when it is cancelled; ``begun`` tells when it waits."""
+
+    async def pick(request: PickRequest) -> Route:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return await picker.route(request)
+        raise AssertionError
+
+    return pick
+
+
 class Peer:
     """An ext_proc client, as Envoy is one."""
 
@@ -176,15 +192,7 @@ async def test_a_picker_that_finishes_although_cancelled_is_released(
 ) -> None:
     begun = asyncio.Event()
 
-    async def stubborn(request: PickRequest) -> Route:
-        begun.set()
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            return await picker.route(request)
-        raise AssertionError
-
-    picker.behaviour = stubborn
+    picker.behaviour = stubborn(picker, begun)
     peer = Peer(channel)
     await peer.say(head())
     await begun.wait()
@@ -295,15 +303,7 @@ async def test_what_can_not_be_read_ends_the_pick_too(
 ) -> None:
     begun = asyncio.Event()
 
-    async def stubborn(request: PickRequest) -> Route:
-        begun.set()
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            return await picker.route(request)
-        raise AssertionError
-
-    picker.behaviour = stubborn
+    picker.behaviour = stubborn(picker, begun)
     async with grpc.aio.insecure_channel(f"unix:{tmp_path}/narrow.sock") as channel:
         peer = Peer(channel)
         await peer.say(head())
