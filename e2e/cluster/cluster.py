@@ -447,8 +447,11 @@ class Cluster:
     def _ctr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         program = str(self.layout.bin / "ctr")
         socket_path = str(self.layout.containerd_socket)
+        # It would try for ever to reach a containerd that is gone: it ends with who asks, however
+        # that ends.
+        die_with_parent = ("setpriv", "--pdeathsig", "KILL")
         with subprocess.Popen(
-            [program, "-a", socket_path, "-n", "k8s.io", *arguments],
+            [*die_with_parent, program, "-a", socket_path, "-n", "k8s.io", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

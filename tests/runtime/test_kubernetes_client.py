@@ -7,7 +7,7 @@ import importlib.util
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -194,6 +194,55 @@ async def test_warnings_are_logged_once(caplog: pytest.LogCaptureFixture) -> Non
             api.failures.append(lambda _: web.json_response({}, headers={"Warning": warning}))
             await client.get("/version")
     assert caplog.text.count('the API server warns: nvidia.com/v1alpha1 is "old"') == 1
+
+
+async def test_a_fence_keeps_writes_from_being_sent() -> None:
+    class NotNow(Exception):
+        pass
+
+    def fence() -> None:
+        raise NotNow
+
+    path = PODS.path("a", "p")
+    writes: list[Callable[[KubernetesClient], Awaitable[Any]]] = [
+        lambda client: client.create(POD),
+        lambda client: client.apply(POD, field_manager="test"),
+        lambda client: client.replace(path, POD),
+        lambda client: client.merge_patch(path, {}),
+        lambda client: client.json_patch(path, []),
+        lambda client: client.delete(path),
+    ]
+    async with connected() as (api, client):
+        await client.create(POD)
+        client.fence = fence
+        for write in writes:
+            with pytest.raises(NotNow):
+                await write(client)
+            assert (await client.get(path))["metadata"]["name"] == "p"
+        assert {method for method, _ in api.requests[1:]} == {"GET"}
+        client.fence = None
+        await client.delete(path)
+
+
+async def test_a_fence_is_asked_again_before_each_attempt() -> None:
+    class NotNow(Exception):
+        pass
+
+    asked: list[None] = []
+
+    def fence() -> None:
+        asked.append(None)
+        if len(asked) == 2:
+            raise NotNow
+
+    async with connected() as (api, client):
+        api.fail(429, headers={"Retry-After": "0"})
+        client.fence = fence
+        with pytest.raises(NotNow):
+            await client.create(POD)
+        assert len(asked) == 2
+        assert len(api.requests) == 1
+        assert api.objects == {}
 
 
 async def test_watch_lines_have_any_length() -> None:

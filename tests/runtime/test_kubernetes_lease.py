@@ -264,6 +264,24 @@ def test_a_leader_that_can_not_renew_stops_before_another_may_begin() -> None:
     in_virtual_time(main)
 
 
+def test_a_leader_that_slept_over_its_deadline_may_not_write() -> None:
+    async def main() -> None:
+        leader = Candidate("a", OneLease())
+        with pytest.raises(LeaseLost, match="not certain any more"):
+            leader.lease.check()
+        await leader.lease.acquire()
+        # Nobody renews, and nothing has noticed yet.
+        await asyncio.sleep(9.9)
+        leader.lease.check()
+        await asyncio.sleep(0.2)
+        assert leader.lease.held
+        with pytest.raises(LeaseLost) as lost:
+            leader.lease.check()
+        assert not lost.value.taken
+
+    in_virtual_time(main)
+
+
 def test_an_outage_shorter_than_the_deadline_is_survived() -> None:
     async def main() -> None:
         server = OneLease()

@@ -137,6 +137,8 @@ class Operator:
             rng=self._rng,
         )
         self._lease_client = lease_client
+        if settings.leader_elect:
+            client.fence = self._lease.check
         self._marked = scope.MarkedNamespaces(time.monotonic, self._marker, self._all_due)
         self._apis = ServedApis(
             client, gather.OPTIONAL_CHILDREN, self._apis_changed, settings.discovery_seconds
@@ -167,7 +169,7 @@ class Operator:
                     task.result()  # raises what ended it
             return 0
         except* LeaseLost as lost:
-            log.error("%s: stopping, so that there is one leader only", lost.exceptions[0])
+            log.error("%s: stopping, so that there is one leader only", _first(lost))
             return_code = 1
         finally:
             tasks = [stopping, leading, *background, *(task for _, task in self._optional.values())]
@@ -314,11 +316,11 @@ class Operator:
             try:
                 return await self._work_while_leading()
             except* LeaseLost as lost:
-                (first, *_) = lost.exceptions
-                if isinstance(first, LeaseLost) and first.taken:
-                    raise
+                taken, _ = lost.split(lambda error: isinstance(error, LeaseLost) and error.taken)
+                if taken is not None:
+                    raise taken from None
                 # Nobody has it, as far as is known: the API server is away, perhaps.
-                log.warning("%s: nothing is written until it is held again", first)
+                log.warning("%s: nothing is written until it is held again", _first(lost))
             finally:
                 leader.set(0)
                 self._leading = False
@@ -378,6 +380,8 @@ class Operator:
             unanswered = isinstance(error, ApiUnreachable | TimeoutError)
             level = logging.WARNING if unanswered else logging.ERROR
             log.log(level, "%s/%s: %s", *key, error or "took too long")
+        except LeaseLost:
+            raise  # no fault of the graph's
         except Exception:
             result = "error"
             log.exception("%s/%s could not be reconciled", *key)
@@ -410,3 +414,11 @@ class Operator:
             self._lifecycle.set_not_ready(said)
         else:
             self._lifecycle.set_ready()
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error of a group that is not a group itself."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -83,13 +83,22 @@ class KubernetesClient:
         """Needs a running event loop. ``user_agent`` is what the server's audit log shows."""
         self.namespace = access.namespace
         """Of the pod or of the kubeconfig's context, else "default"."""
+        self.fence: Callable[[], None] | None = None
+        """Called right before a request that may change something is sent, at every attempt; what
+        it raises (no `OSError`) keeps that from being sent, and is what the caller gets. A leader
+        that hung holds connections and half-done work when it comes to, and must not go on."""
         self._access = access
         self._on_request = on_request
         self._renewing = asyncio.Lock()
         self._warned: set[str] = set()
         headers = {"User-Agent": user_agent}
+        trace = aiohttp.TraceConfig()
+        # With a connection at hand, before its first byte; waiting for one may take seconds.
+        trace.on_request_headers_sent.append(self._check_fence)
         self._session = aiohttp.ClientSession(
-            headers=headers, connector=aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=60)
+            headers=headers,
+            connector=aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=60),
+            trace_configs=[trace],
         )
         self._watches = aiohttp.ClientSession(
             headers=headers, connector=aiohttp.TCPConnector(limit=0)
@@ -213,6 +222,12 @@ class KubernetesClient:
         finally:
             if session is not self._watches or not status:
                 self._told(method, path, status, began)
+
+    async def _check_fence(
+        self, _session: object, _context: object, sent: aiohttp.TraceRequestHeadersSentParams
+    ) -> None:
+        if self.fence is not None and sent.method not in ("GET", "HEAD"):
+            self.fence()
 
     async def _renewed(self, used: str | None) -> bool:
         """Whether there are other credentials than those that ``used`` was made of."""

@@ -175,6 +175,13 @@ class LeaderLease:
         finally:
             self.held = False
 
+    def check(self) -> None:
+        """Raises `LeaseLost` unless the lease is held for certain, now: for the very moment of a
+        write (`KubernetesClient.fence`). `hold` may be late to notice: a process that was stopped
+        for longer than its lease lasts goes on first with whatever it was about to do."""
+        if not self.held or self._clock() >= self._good_until:
+            raise LeaseLost(f"lease {self._name}: not certain any more", taken=False)
+
     async def release(self) -> None:
         """Let the next one begin at once. Call it when what only a leader may do has ended."""
         self.held = False
