@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "epp": ("epp_command", "epp", PASS_THROUGH | {"help_option_names": ["--help"]}),
     "worker sim": ("worker_command", "sim", PASS_THROUGH),
     "worker vllm": ("worker_command", "vllm", PASS_THROUGH),
+    "profile": ("profile_command", "profile", {}),
     "planner run": ("planner_command", "run", {}),
     "planner explain": ("planner_command", "explain", {}),
     "planner replay": ("planner_command", "replay", {}),
