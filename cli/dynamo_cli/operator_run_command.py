@@ -79,6 +79,15 @@ def run(
             "by with warm caches.",
         ),
     ] = True,
+    lease_seconds: Annotated[
+        int,
+        typer.Option(
+            envvar="DYN_LEASE_SECONDS",
+            min=3,
+            help="A leader that is silent for so long is followed by another; one that can't renew "
+            "its lease for two thirds of it writes nothing.",
+        ),
+    ] = 15,
     workers: Annotated[
         int, typer.Option(min=1, max=64, help="Graphs that are reconciled at the same time.")
     ] = 8,
@@ -112,8 +121,8 @@ def run(
 ) -> None:
     """Reconcile DynamoGraphDeployments, until told to stop.
 
-    It is ready when its caches are filled. A lost lease ends it with status 1, so that its
-    Deployment starts it anew as a standby.
+    It is ready when its caches are filled. When another has taken its lease, it ends with status 1,
+    so that its Deployment starts it anew as a standby.
 
     Examples:
 
@@ -152,6 +161,7 @@ def run(
         namespace=namespace,
         kubeconfig=kubeconfig,
         leader_elect=leader_elect,
+        lease_seconds=lease_seconds,
         workers=workers,
         pull_secret_namespaces=split(pull_secrets),
         discovery_seconds=discovery_seconds,

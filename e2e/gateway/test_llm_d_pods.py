@@ -1,13 +1,14 @@
 """Another team's simulated engines, unmodified, behind a real Gateway with our picker.
 
 llm-d's simulator of vLLM says its models, adapters, queue and cache as vLLM does. Its KV events it
-sends to a listener that it dials, and it has no `/kv_event_sources`: our picker, which dials the
-engines, does not hear them. So prefixes are followed by what was sent where, and decisions say so.
+brings to a listener that it dials, as vLLM does in llm-d's central mode. With a port for them the
+picker knows what each pod has; without one it follows what was sent where, and decisions say so.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -19,10 +20,11 @@ import pytest
 from e2e.cluster import Cluster, settings
 from e2e.cluster.fixtures import Gateway
 from e2e.gateway import pools
-from e2e.gateway.space import START_S, Space, until
+from e2e.gateway.space import START_S, Space, eventually, until
 from e2e.gateway.traffic import ask
 
 POOL, MODEL, SERVED = "sims", "llm-d-sim", "x-inference-pod"
+EVENTS_PORT, BLOCK_TOKENS = 5557, 16
 ADAPTERS = {"sims-sql": "sql", "sims-chat": "chat"}
 """Deployment -> the adapter that its pods have."""
 ASKED = 12
@@ -47,8 +49,9 @@ schedulingProfiles:
 """
 
 
-def sims(name: str, adapter: str, replicas: int) -> dict[str, Any]:
-    """A Deployment of the simulator as its own manifests have it, with one adapter."""
+def sims(name: str, adapter: str, replicas: int, *, events_as_maps: bool = False) -> dict[str, Any]:
+    """A Deployment of the simulator as its own manifests have it, with one adapter. Events are
+    positional, as those of older vLLM, or maps."""
     fields = {"POD_NAME": "metadata.name", "POD_NAMESPACE": "metadata.namespace"}
     fields["POD_IP"] = "status.podIP"
     lora = {"name": adapter, "path": f"/adapters/{adapter}", "base_model_name": MODEL}
@@ -59,6 +62,8 @@ def sims(name: str, adapter: str, replicas: int) -> dict[str, Any]:
         "args": [
             *("--model", MODEL, "--force-dummy-tokenizer", "--port", "8000"),
             *("--enable-kvcache", "--lora-modules", json.dumps(lora), "--max-loras", "2"),
+            *("--zmq-endpoint", f"tcp://{POOL}-epp:{EVENTS_PORT}", f"--block-size={BLOCK_TOKENS}"),
+            *(["--use-vllm-map-event-format"] if events_as_maps else []),
         ],
         "env": [
             {"name": key, "valueFrom": {"fieldRef": {"fieldPath": path}}}
@@ -70,19 +75,40 @@ def sims(name: str, adapter: str, replicas: int) -> dict[str, Any]:
     return pools.deployment(name, container, replicas, app=POOL)
 
 
+@pytest.fixture(params=["brought", "unheard"])
+def events(request: pytest.FixtureRequest) -> bool:
+    """Whether the picker has a port for the pods' KV events."""
+    return request.param == "brought"
+
+
 @pytest.fixture
 async def client(
-    pods: Cluster, gateway: Gateway, namespace: str
+    pods: Cluster, gateway: Gateway, namespace: str, events: bool
 ) -> AsyncIterator[aiohttp.ClientSession]:
     """Talks to the pool through the Gateway, and every pod of it has answered the picker."""
     pods.build_further("llm-d-sim")
     pods.load_further_images("llm-d-inference-sim")
     space = Space(pods, namespace)
+    picker = pools.pool(POOL, 8000, "--config-text", CONFIG)
+    if events:
+        picker = pools.pool(
+            *(POOL, 8000, "--config-text", CONFIG),
+            *("--kv-events-bind", f"tcp://*:{EVENTS_PORT}"),
+        )
+        (service,) = (each for each in picker if each["kind"] == "Service")
+        (grpc,) = service["spec"]["ports"]
+        service["spec"]["ports"] = [
+            {"name": "grpc", **grpc},
+            {"name": "kv-events", "port": EVENTS_PORT},
+        ]
+    # The picker first: what pods say before it listens is lost.
+    space.start(*picker, *pools.behind(gateway, POOL, namespace), deployments=(f"{POOL}-epp",))
     space.start(
-        *(sims(name, adapter, 2) for name, adapter in ADAPTERS.items()),
-        *pools.pool(POOL, 8000, "--config-text", CONFIG),
-        *pools.behind(gateway, POOL, namespace),
-        deployments=(*ADAPTERS, f"{POOL}-epp"),
+        *(
+            sims(name, adapter, 2, events_as_maps=adapter == "sql")
+            for name, adapter in ADAPTERS.items()
+        ),
+        deployments=tuple(ADAPTERS),
     )
     async with aiohttp.ClientSession(
         f"http://{gateway.address}", headers={"host": pools.hostname(namespace)}
@@ -101,13 +127,18 @@ async def client(
 @pytest.mark.long
 @pytest.mark.timeout(START_S + 900)
 async def test_adapters_and_prefixes_find_their_pods(
-    client: aiohttp.ClientSession, pods: Cluster, namespace: str
+    client: aiohttp.ClientSession, pods: Cluster, namespace: str, events: bool
 ) -> None:
     async def served(model: str, prompt: str) -> str:
         body = {"model": model, "prompt": prompt, "max_tokens": 4}
         status, headers, text = await ask(client, body)
         assert status == 200, text
         return headers[SERVED]
+
+    def decision() -> dict[str, Any]:
+        (newest, *_) = Space(pods, namespace).decisions(f"{POOL}-epp")
+        found: dict[str, Any] = newest
+        return found
 
     # An adapter's requests go where it is, and nowhere else.
     for name, adapter in ADAPTERS.items():
@@ -118,10 +149,21 @@ async def test_adapters_and_prefixes_find_their_pods(
     prompts = [f"conversation {number}: {WORDS}" for number in range(ASKED)]
     first = [await served(MODEL, prompt) for prompt in prompts]
     assert len(set(first)) > 1, Counter(first)
+    if events:
+        # A pod says nothing until it has cached something, and then within a second.
+        numbers = itertools.count()
+
+        async def is_exact() -> bool:
+            await served(MODEL, f"warm-up {next(numbers)}: {WORDS}")
+            return bool(decision()["how"] == "exact")
+
+        await eventually(is_exact, "the events of all pods are heard")
     again = [await served(MODEL, f"{prompt} and then?") for prompt in prompts]
     assert again == first
-    decision = Space(pods, namespace).decisions(f"{POOL}-epp")[0]
-    assert (decision["how"], decision["worker"]) == ("approximate", again[-1])
+    last = decision()
+    assert (last["how"], last["worker"]) == ("exact" if events else "approximate", again[-1])
+    if events:
+        assert last["overlap_blocks"] >= len(WORDS.split()) // BLOCK_TOKENS
 
     # What nobody has is refused as what it is.
     status, _, text = await ask(client, {"model": "nobody", "prompt": "?", "max_tokens": 1})

@@ -1,4 +1,7 @@
-"""A Gateway whose picker is gone does what the pool says, and asks again once it is back."""
+"""A Gateway whose picker is gone does what the pool says, and asks again once it is back.
+
+Of several pickers any may go.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,10 @@ import pytest
 from e2e.cluster import Cluster
 from e2e.cluster.fixtures import Gateway
 from e2e.gateway import pools
-from e2e.gateway.space import Space, until
-from e2e.gateway.traffic import ask
+from e2e.gateway.space import CHANGE_S, Space, eventually, samples, until
+from e2e.gateway.traffic import Traffic, ask
 
-POOL, ASKED = "engines", 20
+POOL, ASKED, PICKERS = "engines", 20, 3
 BODY = {"model": "tiny", "prompt": "who is asked?", "max_tokens": 1}
 
 
@@ -47,3 +50,42 @@ async def test_the_failure_mode_is_obeyed(
         await space.answering(url, host)
         await statuses()
         await until(lambda: space.decisions(picker), "it is asked again")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+async def test_pickers_are_replaced_under_load(
+    pods: Cluster, gateway: Gateway, namespace: str
+) -> None:
+    """Three of them share the requests; all three give way to others, and no request is lost."""
+    space, picker = Space(pods, namespace), f"{POOL}-epp"
+    space.start(
+        pools.engines(POOL, 2),
+        *pools.pool(POOL, pickers=PICKERS),
+        *pools.behind(gateway, POOL, namespace),
+        deployments=(POOL, picker),
+    )
+    url, host = f"http://{gateway.address}", pools.hostname(namespace)
+    await space.answering(url, host)
+
+    async def all_decide() -> bool:
+        found = space.addresses(picker).values()
+        return len(found) == PICKERS and all([await decided(address) for address in found])
+
+    async with Traffic(url, served="", host=host) as traffic:
+        await eventually(all_decide, "every picker is asked")
+        traffic.mark("replaced")
+        await space.kubectl("rollout", "restart", f"deployment/{picker}")
+        limit = f"--timeout={CHANGE_S:g}s"
+        await space.kubectl("rollout", "status", f"deployment/{picker}", limit)
+        await eventually(all_decide, "every new picker is asked")
+    assert traffic.lost == [], traffic.story()
+
+
+async def decided(address: str) -> float:
+    """Decisions that a picker has made; 0 while nobody answers there."""
+    name = "dynamo_epp_decisions_total"
+    try:
+        return sum(one.value for one in await samples(address) if one.name == name)
+    except aiohttp.ClientConnectionError:
+        return 0.0

@@ -54,6 +54,8 @@ class Traffic:
     rate: float = 20.0
     """Requests a second."""
     body: Callable[[int], dict[str, Any]] = short
+    host: str = ""
+    """For a Gateway that has several; "" for that of the URL."""
     tries: int = 1
     """How often a request that fails is sent, at once each time."""
     answers: list[Answer] = field(default_factory=list)
@@ -99,8 +101,9 @@ class Traffic:
 
     async def _run(self) -> None:
         timeout = aiohttp.ClientTimeout(total=ANSWER_S)
+        headers = {"host": self.host} if self.host else None
         async with (
-            aiohttp.ClientSession(self.url, timeout=timeout) as client,
+            aiohttp.ClientSession(self.url, timeout=timeout, headers=headers) as client,
             asyncio.TaskGroup() as requests,
         ):
             began = time.monotonic()

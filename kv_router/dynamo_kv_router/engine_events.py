@@ -146,7 +146,8 @@ def _event(raw: Any) -> EngineEvent | None:
         extra_keys = fields.get("extra_keys")
         return BlockStored(
             block_hashes=_hashes(tag, fields),
-            parent=_field(tag, fields, "parent_block_hash", int, bytes),
+            # llm-d's simulator has 0 where vLLM has nil.
+            parent=_field(tag, fields, "parent_block_hash", int, bytes) or None,
             token_ids=_field(tag, fields, "token_ids", list) or (),
             block_size=_field(tag, fields, "block_size", int) or 0,
             lora=_field(tag, fields, "lora_name", str) or None,

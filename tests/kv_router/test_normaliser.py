@@ -112,6 +112,13 @@ def test_both_encodings(old, hashes):
     )
 
 
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("none", [None, 0, b""])
+def test_a_parent_of_nothing_is_none(old, none):
+    (event,) = batch(stored([1] * BLOCK, [1], parent=none), old=old).events
+    assert event.parent is None
+
+
 def test_captured_from_vllm():
     """As vLLM 0.32 sends it (fields with default values left out)."""
     got = decode_batch(

@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from dynamo_runtime.kubernetes import resources
+from dynamo_runtime.kubernetes import lease, resources
 from dynamo_runtime.kubernetes.access import NoCluster
 from dynamo_runtime.kubernetes.client import ApiError, ApiUnreachable, Json, KubernetesClient
 from dynamo_runtime.kubernetes.informer import Informers
@@ -129,11 +129,15 @@ class Operator:
         self._reconciler = Reconciler(
             client, self._index, platform=self._platform, identity=identity
         )
+        scale = settings.lease_seconds / lease.DURATION_S
         self._lease = LeaderLease(
             lease_client,
             settings.namespace or client.namespace,
             LEADER_LEASE,
             identity,
+            duration_s=settings.lease_seconds,
+            renew_within_s=lease.RENEW_WITHIN_S * scale,
+            renew_every_s=lease.RETRY_S * scale,
             rng=self._rng,
         )
         self._lease_client = lease_client

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dynamo_runtime.kubernetes import lease
+
 from dynamo_operator.render import Platform
 
 
@@ -23,6 +25,9 @@ class OperatorSettings:
     """Instead of the pod's service account."""
     leader_elect: bool = True
     """Whether to wait for the lease. Off only where nobody else can run."""
+    lease_seconds: int = round(lease.DURATION_S)
+    """How long the others wait when the leader is silent. Longer where the API server is slow at
+    times: a leader that can't renew for two thirds of it stops to write."""
     workers: int = 8
     """Graphs that are reconciled at the same time; of one namespace among several half as many."""
     pull_secret_namespaces: tuple[str, ...] = ()
