@@ -78,7 +78,7 @@ def sims(name: str, adapter: str, replicas: int, *, events_as_maps: bool = False
 @pytest.fixture(params=["brought", "unheard"])
 def events(request: pytest.FixtureRequest) -> bool:
     """Whether the picker has a port for the pods' KV events."""
-    return request.param == "brought"
+    return bool(request.param == "brought")
 
 
 @pytest.fixture
