@@ -285,6 +285,21 @@ async def test_a_silent_watch_ends_in_a_list(monkeypatch: pytest.MonkeyPatch) ->
         await until(lambda: informer.relists == 2)
 
 
+async def test_a_refresh_sees_what_a_hung_watch_keeps_back() -> None:
+    async with serving() as api, following(api) as (informer, changes):
+        api.put(COLLECTION, config_map("old"))
+        await changes.until(lambda: changes.folded == server_has(api))
+        api.watches.clear()  # it stays open and says nothing
+        api.delete(COLLECTION, "a", "old")
+        api.put(COLLECTION, config_map("new"))
+        api.fail(500, times=2)
+        await asyncio.wait_for(informer.refresh(), 10)
+        assert changes.folded == server_has(api) != {}
+        # It watches anew from there.
+        api.put(COLLECTION, config_map("newer"))
+        await changes.until(lambda: changes.folded == server_has(api))
+
+
 @pytest.mark.parametrize("status", [403, 500])
 async def test_refused_watches_end_in_a_list(status: int) -> None:
     def refuse(request: Any) -> Any:

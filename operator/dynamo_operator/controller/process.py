@@ -241,6 +241,7 @@ class Operator:
         self._index.listed(kind.kind, namespace, version)
 
     def _pull_secrets(self) -> Informers:
+        self._registries.clear()  # what went while nobody looked is not told
         caches = Informers(
             self._client, namespaces=self._settings.pull_secret_namespaces, rng=self._rng
         )
@@ -313,8 +314,6 @@ class Operator:
         while True:
             if self._settings.leader_elect:
                 await self._lease.acquire()
-                # A watch may have hung unnoticed while another led and wrote.
-                await self._caches.refresh()
             leader.set(1)
             self._leading = True
             try:
@@ -334,7 +333,9 @@ class Operator:
         async with asyncio.TaskGroup() as group:
             beside = [group.create_task(self._apis.run())]
             if settings.leader_elect:
+                # Renewed from the beginning: lists of a large cluster take longer than a lease.
                 beside.append(group.create_task(self._lease.hold()))
+                await self._refresh()
             if settings.restricted:
                 beside.append(
                     group.create_task(self._markers.keep(self._lease_client, self._identity))
@@ -350,6 +351,14 @@ class Operator:
                     workers.create_task(self._work())
             for task in beside:
                 task.cancel()
+
+    async def _refresh(self) -> None:
+        """List everything anew: a watch may have hung unnoticed while another led and wrote."""
+        await self._caches.refresh()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(OPTIONAL_SYNC_S):
+                for caches, _ in list(self._optional.values()):
+                    await caches.refresh()
 
     async def _look_at_apis(self) -> None:
         while True:
