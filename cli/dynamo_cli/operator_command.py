@@ -196,7 +196,8 @@ def crds(
 ) -> None:
     """Print the CustomResourceDefinitions, or install them with --apply.
 
-    CRDs of these names that belong to an installed Dynamo are left alone: status 1.
+    CRDs of these names that belong to an installed Dynamo are left alone: status 1. So are those of
+    a newer release of this operator, which its graphs may need.
 
     Examples:
 
@@ -206,15 +207,15 @@ def crds(
     """
     import asyncio
 
-    from dynamo_crds.generate import KINDS, WebhookService, definition
-    from dynamo_operator.install.crds import ForeignCrds, apply_crds
+    from dynamo_crds.generate import KINDS, WebhookService
+    from dynamo_operator.install.crds import ForeignCrds, apply_crds, released
     from dynamo_operator.render.text import to_yaml
     from dynamo_runtime.kubernetes.access import NoCluster
     from dynamo_runtime.kubernetes.client import ApiError, KubernetesClient
 
     answering = WebhookService(namespace, service) if webhook else None
     if not apply:
-        typer.echo(to_yaml([definition(kind, answering) for kind in KINDS]), nl=False)
+        typer.echo(to_yaml([released(kind, answering) for kind in KINDS]), nl=False)
         return
 
     async def install() -> None:

@@ -12,7 +12,15 @@ import pytest
 import yaml
 from dynamo_cli.main import app
 from dynamo_crds.generate import KINDS, WebhookService, definition
-from dynamo_operator.install.crds import ForeignCrds, Owner, apply_crds, crd_owner
+from dynamo_operator.install.crds import (
+    RELEASE_LABEL,
+    ForeignCrds,
+    Owner,
+    apply_crds,
+    crd_owner,
+    newer_release,
+    released,
+)
 from dynamo_operator.install.settings import CRD_NAMES
 from dynamo_runtime.kubernetes.access import Access
 from dynamo_runtime.kubernetes.client import KubernetesClient
@@ -138,6 +146,38 @@ async def test_taken_over_they_bear_no_mark_of_others(
     )
 
 
+async def test_those_of_a_newer_release_are_left_alone(
+    api: KubeApi, client: KubernetesClient
+) -> None:
+    await apply_crds(client, SERVICE)
+    newer = api.put(CRDS, marked(labels={RELEASE_LABEL: "99.0.0"}))
+    older = ours(1)
+    older["metadata"]["labels"][RELEASE_LABEL] = "0.0.1"
+    api.put(CRDS, older)
+    results = [applied.result for applied in await apply_crds(client, SERVICE)]
+    assert results == ["left to release 99.0.0", "updated"]
+    assert stored(api, CRD_NAMES[0]) == newer
+    await apply_crds(client, SERVICE, take_over=True)
+    assert newer_release(stored(api, CRD_NAMES[0])) == ""
+
+
+@pytest.mark.parametrize(
+    ("wrote", "ours", "is_newer"),
+    [
+        ("1.10.0", "1.9.0", True),
+        ("1.9.0", "1.10.0", False),
+        ("1.9.0", "1.9.0", False),
+        ("1.9.0rc1", "1.9.0", False),
+        ("2", "1.9.0", True),
+        ("latest", "1.9.0", False),
+        (None, "1.9.0", False),
+    ],
+)
+def test_releases_are_compared_by_number(wrote: str | None, ours: str, is_newer: bool) -> None:
+    crd = {"metadata": {"labels": {RELEASE_LABEL: wrote} if wrote else {}}}
+    assert newer_release(crd, ours) == (wrote if is_newer else "")
+
+
 async def test_a_race_is_run_again(api: KubeApi, client: KubernetesClient) -> None:
     await apply_crds(client, SERVICE)
     api.failures += [
@@ -150,10 +190,10 @@ async def test_a_race_is_run_again(api: KubeApi, client: KubernetesClient) -> No
 
 def test_the_command_prints_them() -> None:
     printed = list(yaml.safe_load_all(CliRunner().invoke(app, ["operator", "crds"]).output))
-    assert printed == [definition(kind, SERVICE) for kind in KINDS]
+    assert printed == [released(kind, SERVICE) for kind in KINDS]
     arguments = ["operator", "crds", "--no-webhook"]
     printed = list(yaml.safe_load_all(CliRunner().invoke(app, arguments).output))
-    assert printed == [definition(kind, None) for kind in KINDS]
+    assert printed == [released(kind, None) for kind in KINDS]
 
 
 def test_the_command_says_where_it_fails(tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ nothing that is not ours is ever written unless somebody says so.
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dynamo_crds.generate import KINDS, OWNER, OWNER_LABEL, WebhookService, definition
+from dynamo_crds.generate import KINDS, OWNER, OWNER_LABEL, Kind, WebhookService, definition
+from dynamo_runtime import __version__
 from dynamo_runtime.kubernetes.client import ApiError, KubernetesClient
 from dynamo_runtime.kubernetes.resources import CRDS
 
@@ -21,6 +23,9 @@ from dynamo_operator.install.settings import CRD_NAMES
 Json = dict[str, Any]
 
 FIELD_MANAGER = "dynamo-operator-crds"
+RELEASE_LABEL = "app.kubernetes.io/version"
+"""The release that wrote a CRD: a pod of an older one that starts anew, in the middle of an upgrade
+or forgotten somewhere, would take fields away, and their values with the next write."""
 ATTEMPTS = 4
 
 
@@ -110,7 +115,8 @@ def _has_full_pod_schema(spec: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What became of one CRD: "created", "updated" or "unchanged"."""
+    """What became of one CRD: "created", "updated", "unchanged", or "left to release X", which is
+    newer than this one."""
 
     name: str
     result: str
@@ -122,12 +128,35 @@ async def apply_crds(
     """Install or update our CRDs; all of them, or none if one is not ours.
 
     `service` answers conversions (None: only v1beta1 is served); a CA bundle that is there stays.
-    `take_over` also replaces those of others. Raises `ForeignCrds`, `ApiError`.
+    Those that a newer release of ours wrote are left as they are. `take_over` replaces those, too,
+    and those of others. Raises `ForeignCrds`, `ApiError`.
     """
     present = {name: await _get(client, name) for name in CRD_NAMES}
     if not take_over:
         _refuse_foreign(present)
-    return [await _apply(client, definition(kind, service), present[kind.crd]) for kind in KINDS]
+    return [
+        await _apply(client, released(kind, service), present[kind.crd], take_over)
+        for kind in KINDS
+    ]
+
+
+def released(kind: Kind, service: WebhookService | None) -> Json:
+    """The definition of a kind, with the release that it is of."""
+    crd = definition(kind, service)
+    labels = {**crd["metadata"]["labels"], RELEASE_LABEL: __version__}
+    return {**crd, "metadata": {**crd["metadata"], "labels": labels}}
+
+
+def newer_release(crd: Mapping[str, Any], than: str = __version__) -> str:
+    """The release that wrote a CRD of ours, if it is newer; "" if not, or if it does not say."""
+    said = str(((crd.get("metadata") or {}).get("labels") or {}).get(RELEASE_LABEL) or "")
+    return said if _numbers(said) > _numbers(than) else ""
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    """`1.12.0rc1` as (1, 12, 0)."""
+    found = re.match(r"\d+(\.\d+)*", release)
+    return tuple(int(part) for part in found[0].split(".")) if found else ()
 
 
 async def check_owner(client: KubernetesClient) -> None:
@@ -154,9 +183,13 @@ async def _get(client: KubernetesClient, name: str) -> Json | None:
         raise
 
 
-async def _apply(client: KubernetesClient, wanted: Json, present: Json | None) -> Applied:
+async def _apply(
+    client: KubernetesClient, wanted: Json, present: Json | None, take_over: bool
+) -> Applied:
     name = wanted["metadata"]["name"]
     for attempt in range(ATTEMPTS):
+        if present is not None and not take_over and (newer := newer_release(present)):
+            return Applied(name, f"left to release {newer}")
         try:
             if present is None:
                 # An apply that creates needs the right to create objects of this name only;
