@@ -211,8 +211,8 @@ async def test_given_files_are_served_and_exchanged(
 ) -> None:
     install(api)
 
-    def write() -> bytes:
-        material = renewed(None, [HOST], NOW, SystemRandomness())
+    def write(made: datetime = NOW - timedelta(days=1)) -> bytes:
+        material = renewed(None, [HOST], made, SystemRandomness())
         for name, content in to_files(material).items():
             (tmp_path / name).write_bytes(content)
         return material.bundle
@@ -221,15 +221,25 @@ async def test_given_files_are_served_and_exchanged(
     try:
         assert not await hook.webhook.step()
         assert hook.lifecycle.reason == f"{tmp_path}/tls.crt: No such file or directory"
-        for _ in range(2):
-            bundle = write()
-            assert await hook.webhook.step()
-            assert bundles(api) == {bundle}
-            assert (await hook.validate(graph()))["allowed"]
+        bundle = write()
+        assert await hook.webhook.step()
+        assert bundles(api) == {bundle}
+        assert (await hook.validate(graph()))["allowed"]
+        before = hook.counted("certificate_expiry_seconds")
+        bundle = write(NOW)
+        assert await hook.webhook.step()
+        assert all(bundle in each for each in bundles(api))
+        assert hook.counted("certificate_expiry_seconds") == before, "first it has to be known"
+        assert await hook.webhook.step()
+        assert hook.counted("certificate_expiry_seconds") != before
+        assert (await hook.validate(graph()))["allowed"]
     finally:
         await hook.webhook.server.stop()
     with pytest.raises(NoCertificate, match=r"tls\.crt expired"):
         await FileKeeper(tmp_path).current(NOW + timedelta(days=91))
+    (tmp_path / "ca.crt").write_bytes(b"?")
+    with pytest.raises(NoCertificate, match=r"ca\.crt: no certificates"):
+        await FileKeeper(tmp_path).current(NOW)
     (tmp_path / "tls.crt").write_bytes(b"?")
     with pytest.raises(NoCertificate, match=r"tls\.crt"):
         await FileKeeper(tmp_path).current(NOW)

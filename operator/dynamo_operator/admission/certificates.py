@@ -8,10 +8,13 @@ kept and of the time, so every replica comes to the same conclusion:
 - A serving certificate is signed by the newest authority that has been published for
   `PUBLISHED_FOR`; until then by the one before. So whoever verifies has known an authority for a
   day before it is shown one of its certificates, and no request fails at a rotation.
+- Who verifies trusts what every replica has asked for, until it expires: replicas learn of new
+  certificates one after the other, given ones a minute or more apart.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 from collections.abc import Sequence
@@ -31,6 +34,9 @@ SERVING_LIFE = timedelta(days=90)
 PUBLISHED_FOR = timedelta(days=1)
 BACKDATED = timedelta(minutes=5)
 """Clocks of a cluster's machines differ a little."""
+MOST_OTHERS = 16
+"""So many authorities beside one's own stay trusted, the newest: installing anew, again and again,
+leaves one behind each time."""
 
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
 _KEY = re.compile(
@@ -132,6 +138,41 @@ def names_of(certificate: x509.Certificate) -> set[str]:
         return set()
     addresses = extension.value.get_values_for_type(x509.IPAddress)
     return {*extension.value.get_values_for_type(x509.DNSName), *map(str, addresses)}
+
+
+def is_bundle(pem: bytes) -> bool:
+    """Whether there are certificates in `pem`, and all of them can be read."""
+    try:
+        return bool(x509.load_pem_x509_certificates(pem))
+    except ValueError:
+        return False
+
+
+def joined(ours: bytes, present: bytes, now: datetime) -> bytes:
+    """PEM of the authorities to trust, oldest first: `ours`, and of those that are trusted at
+    `present` the newest `MOST_OTHERS` that have not expired. So replicas that hold different
+    authorities for a while take nothing from each other, and come to the same bytes.
+
+    Raises `ValueError` if there are no certificates in `ours`; what can't be read in `present` is
+    dropped.
+    """
+    own = set(x509.load_pem_x509_certificates(ours))
+    others = [c for c in _readable(present) if c not in own and not expired(c, now)]
+    trusted = own.union(sorted(others, key=_age)[-MOST_OTHERS:])
+    pem = serialization.Encoding.PEM
+    return b"".join(certificate.public_bytes(pem) for certificate in sorted(trusted, key=_age))
+
+
+def _readable(bundle: bytes) -> set[x509.Certificate]:
+    found: set[x509.Certificate] = set()
+    for block in _CERTIFICATE.findall(bundle):
+        with contextlib.suppress(ValueError):
+            found.add(x509.load_pem_x509_certificate(block))
+    return found
+
+
+def _age(certificate: x509.Certificate) -> tuple[datetime, bytes]:
+    return certificate.not_valid_before_utc, certificate.fingerprint(hashes.SHA256())
 
 
 # --- making them ----------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from dynamo_operator.admission.certificates import (
     Randomness,
     SystemRandomness,
     from_files,
+    is_bundle,
     renewed,
     to_files,
 )
@@ -153,6 +154,8 @@ class FileKeeper:
             served = Served(chain, key, bundle)
             if now >= served.expires:
                 raise NoCertificate(f"{self._folder / 'tls.crt'} expired at {served.expires}")
+            if bundle and not is_bundle(bundle):
+                raise NoCertificate(f"{authorities}: no certificates in PEM")
         except OSError as error:
             raise NoCertificate(f"{error.filename}: {error.strerror}") from error
         except ValueError as error:

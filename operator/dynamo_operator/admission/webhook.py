@@ -98,6 +98,8 @@ class Webhook:
         )
         self._crds_installed = not settings.installs_crds
         self._served: Served | None = None
+        self._trusted: bytes | None = None
+        """The authorities that were in place at the last look."""
 
     async def step(self) -> bool:
         """Bring everything up to date; whether it is ready. Raises `ForeignCrds`."""
@@ -132,7 +134,9 @@ class Webhook:
         if not self._crds_installed:
             await self._install_crds()
         served = await self._keeper.current(self._now())
-        if self._served is None:
+        serving = self._served
+        if serving is None:
+            serving = served
             self._use(served)
             await self.server.start()
         if served.bundle:
@@ -140,11 +144,16 @@ class Webhook:
                 self._client,
                 served.bundle,
                 self._settings.configuration,
+                self._now(),
                 conversion=self._settings.conversion,
             )
             for name in changed:
                 log.info("told the API server whom to trust: %s", name)
-        if served != self._served:  # shown only once it is trusted
+        # Shown at the look after the one that found it trusted: API servers, of which there may be
+        # several, learn of a change one after the other.
+        known = served.bundle == self._trusted or self._now() >= serving.expires
+        self._trusted = served.bundle
+        if served != serving and known:
             self._use(served)
 
     def _use(self, served: Served) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from dynamo_operator.install.rights import labels
@@ -12,6 +13,8 @@ Json = dict[str, Any]
 STATUS_PORT = 9090
 WEBHOOK_PORT = 9443
 CERTIFICATES = "/certificates"
+AUTHORITY_LIFE = timedelta(days=3 * 365)
+"""Of cert-manager's; the last third of it is for the certificates that it has signed."""
 
 
 def operator(installation: Installation) -> Json:
@@ -76,28 +79,48 @@ def webhook(installation: Installation) -> list[Json]:
 
 
 def certificate(installation: Installation) -> list[Json]:
-    """cert-manager's objects: an issuer that signs for itself, and the webhook's certificate."""
-    metadata = _metadata(installation, WEBHOOK)
+    """cert-manager's objects: an authority that signs for itself, and the webhook's certificate by
+    it. An authority of its own outlives many certificates, so whom to trust changes rarely."""
     service = f"{WEBHOOK}.{installation.namespace}.svc"
+    root, authority = f"{WEBHOOK}-root", f"{WEBHOOK}-ca"
+    of_authority = {
+        "isCA": True,
+        "commonName": authority,
+        "duration": _hours(AUTHORITY_LIFE),
+        "renewBefore": _hours(AUTHORITY_LIFE / 3),
+    }
+    of_webhook = {"dnsNames": [service, f"{service}.cluster.local"]}
     return [
-        {
-            "apiVersion": "cert-manager.io/v1",
-            "kind": "Issuer",
-            "metadata": metadata,
-            "spec": {"selfSigned": {}},
-        },
-        {
-            "apiVersion": "cert-manager.io/v1",
-            "kind": "Certificate",
-            "metadata": metadata,
-            "spec": {
-                "secretName": CERTIFICATE,
-                "dnsNames": [service, f"{service}.cluster.local"],
-                "issuerRef": {"kind": "Issuer", "name": WEBHOOK},
-                "privateKey": {"algorithm": "ECDSA", "size": 256, "rotationPolicy": "Always"},
-            },
-        },
+        _cert_manager(installation, "Issuer", root, {"selfSigned": {}}),
+        _certificate(installation, authority, authority, root, of_authority),
+        _cert_manager(installation, "Issuer", WEBHOOK, {"ca": {"secretName": authority}}),
+        _certificate(installation, WEBHOOK, CERTIFICATE, WEBHOOK, of_webhook),
     ]
+
+
+def _certificate(
+    installation: Installation, name: str, secret: str, issuer: str, spec: Json
+) -> Json:
+    common: Json = {
+        "secretName": secret,
+        "issuerRef": {"kind": "Issuer", "name": issuer},
+        "privateKey": {"algorithm": "ECDSA", "size": 256, "rotationPolicy": "Always"},
+    }
+    return _cert_manager(installation, "Certificate", name, {**common, **spec})
+
+
+def _cert_manager(installation: Installation, kind: str, name: str, spec: Json) -> Json:
+    metadata = {**_metadata(installation, WEBHOOK), "name": name}
+    return {
+        "apiVersion": "cert-manager.io/v1",
+        "kind": kind,
+        "metadata": metadata,
+        "spec": spec,
+    }
+
+
+def _hours(time: timedelta) -> str:
+    return f"{time // timedelta(hours=1)}h"
 
 
 def _images(installation: Installation) -> list[str]:
