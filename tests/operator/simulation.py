@@ -13,10 +13,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from dynamo_operator.reconcile.apply import ROLLOUT_MANAGER, SEED_MANAGER
+from dynamo_operator.reconcile.apply import SEED_MANAGER
 from dynamo_operator.reconcile.gather import parsed
 from dynamo_operator.reconcile.observed import Json, Key, Observed
-from dynamo_operator.reconcile.ownership import FIELD_MANAGER, is_applied
+from dynamo_operator.reconcile.ownership import FIELD_MANAGER, ROLLOUT_MANAGER, is_applied
 from dynamo_operator.reconcile.plan import Plan
 from dynamo_operator.reconcile.planning import ADAPTER, plan
 from dynamo_operator.render import Platform, names
@@ -218,6 +218,10 @@ class Namespace:
             for entry in (live or {}).get("metadata", {}).get("managedFields", ())
             if entry["manager"] not in (FIELD_MANAGER, ROLLOUT_MANAGER)
         ]
+        if live is not None and "replicas" in manifest.get("spec", {}):
+            if manifest["spec"]["replicas"] != live["spec"].get("replicas"):
+                for entry in others:  # forced: whoever wrote another value owns it no more
+                    entry["fieldsV1"].get("f:spec", {}).pop("f:replicas", None)
         metadata["managedFields"] = [
             *others,
             {"manager": FIELD_MANAGER, "operation": "Apply", "fieldsV1": owned},

@@ -196,6 +196,25 @@ def test_an_autoscaler_on_the_workload_is_yielded_to() -> None:
     world.autoscale("Worker", 9)
     world.settle()
     assert world.writes == before  # nothing to say about it
+    world.kubectl_scale("Worker", 7)  # it is the autoscaler's to put right
+    plan = world.settle()
+    assert world.writes == before
+    assert replicas(world, "Worker") == 7
+    assert of(plan, "Worker").scaled_by == "kube-controller-manager"
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_an_adapter_begins_with_what_an_autoscaler_has_scaled_to(seen: bool) -> None:
+    world = aggregated(replicas=2)
+    world.settle()
+    world.autoscale("Worker", 8)
+    if seen:
+        world.settle()
+    world.edit(opt_in("Worker", True))
+    world.settle()
+    adapter = world.adapter("Worker")
+    assert adapter is not None
+    assert adapter["spec"]["replicas"] == replicas(world, "Worker") == 8
 
 
 @settings(max_examples=60, deadline=None)
@@ -204,25 +223,34 @@ def test_any_history_of_scaling_ends_where_the_rules_say(data: st.DataObject) ->
     world = aggregated(replicas=1)
     world.settle()
     graph, adapter, runs, kept_for = 1, None, 1, None
+    autoscaled = yielded = False  # an autoscaler owns the field; nobody else is to write it
     for _ in range(data.draw(st.integers(1, 8))):
-        what = data.draw(st.sampled_from(["graph", "on", "off", "scale", "drift"]))
+        what = data.draw(st.sampled_from(["graph", "on", "off", "scale", "drift", "autoscale"]))
         number = data.draw(st.integers(0, 5))
         if what == "graph":
             world.edit(set_replicas("Worker", number))
             if adapter is None and number != (kept_for if kept_for is not None else graph):
+                autoscaled = yielded = autoscaled and number == runs
                 runs, kept_for = number, None
             graph = number
         elif what == "on" and adapter is None:
             world.edit(opt_in("Worker", True))
-            adapter = runs
+            adapter, yielded = runs, False
         elif what == "off" and adapter is not None:
             world.edit(opt_in("Worker", False))
-            adapter, kept_for = None, graph
+            adapter, kept_for, yielded = None, graph, autoscaled
         elif what == "scale" and adapter is not None:
             world.scale("Worker", number)
+            autoscaled = autoscaled and number == runs
             adapter = runs = number
         elif what == "drift":
             world.kubectl_scale("Worker", number)
+            runs, autoscaled = number if yielded else runs, False
+        elif what == "autoscale":
+            world.autoscale("Worker", number)
+            autoscaled = adapter is None or number == runs
+            if adapter is None:
+                runs, yielded = number, True
         world.settle()
         assert replicas(world, "Worker") == runs
 
@@ -382,9 +410,11 @@ def test_an_autoscalers_number_outlives_a_generation_and_yields_to_a_changed_gra
     world.settle()
     world.autoscale("D", 9)
     world.settle()
-    world.edit(set_image("D", "two"))
-    world.settle()
-    assert replicas(world, "D") == 9
+    for image in ("two", "one", "two"):  # back again, too
+        world.edit(set_image("D", image))
+        plan = world.settle()
+        assert replicas(world, "D") == 9
+        assert of(plan, "D").scaled_by == "outlived"
     world.edit(set_replicas("D", 4))
     world.settle()
     assert replicas(world, "D") == 4

@@ -502,6 +502,16 @@ def test_what_was_changed_of_the_manifest_is_said() -> None:
             ),
         ),
         (
+            {"scaled_by": "outlived"},
+            (
+                "False",
+                "AutoscalerOutlived",
+                "the workload that an autoscaler scaled to 5 is gone; they stay until"
+                " spec.components[Worker].replicas changes; point the autoscaler at a scaling"
+                " adapter",
+            ),
+        ),
+        (
             {"scaled_by": "kube-controller-manager", "ignored_replicas": 3},
             (
                 "True",

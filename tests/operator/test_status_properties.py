@@ -20,6 +20,7 @@ from tests.operator import objects
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 NAMES = ("frontend", "worker", "epp", "planner", "Prefill")
+RULERS = ("graph", "adapter", "kept", "outlived", "kube-controller-manager")
 
 JUNK: list[Any] = [
     None,
@@ -133,7 +134,7 @@ def worlds(draw: st.DrawFn, mangle: bool = False) -> tuple[Observed, Plan]:
         number = found.get("spec", {}).get("replicas", 1) if not mangle else 1
         kinds = ["Deployment"] * 8 + ["LeaderWorkerSet", ""]
         kind = draw(st.sampled_from(kinds[:1] if calm else kinds))
-        ruled = draw(st.sampled_from(["graph", "adapter", "kept", "kube-controller-manager"]))
+        ruled = draw(st.sampled_from(RULERS))
         planned.append(
             objects.component(
                 name,

@@ -21,6 +21,7 @@ from dynamo_operator.reconcile.observed import Json, Key, Observed
 from dynamo_operator.reconcile.ownership import (
     APPLIED_ANNOTATION,
     FIELD_MANAGER,
+    ROLLOUT_MANAGER,
     Path,
     is_applied,
     lost,
@@ -34,8 +35,6 @@ log = logging.getLogger(__name__)
 
 SEED_MANAGER = "dynamo-operator-seed"
 """Writes the first number of an adapter, and never again."""
-ROLLOUT_MANAGER = "dynamo-operator-rollout"
-"""Shrinks workloads of earlier generations, whose other fields stay as they were applied."""
 
 
 FAILURES = 3

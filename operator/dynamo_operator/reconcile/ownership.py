@@ -20,6 +20,8 @@ from dynamo_operator.reconcile.observed import Json
 from dynamo_operator.render.canonical import short_hash
 
 FIELD_MANAGER = "dynamo-operator"
+ROLLOUT_MANAGER = "dynamo-operator-rollout"
+"""Shrinks workloads of earlier generations, whose other fields stay as they were applied."""
 APPLIED_ANNOTATION = "nvidia.com/dynamo-applied"
 """On every object: hash of the manifest that was applied."""
 

@@ -30,7 +30,8 @@ class ComponentPlan:
     """Wanted replicas: the adapter's while one rules, else the graph's."""
     scaled_by: str = "graph"
     """Whose number that is: "graph", "adapter", "kept" (an adapter was removed and what ran stays),
-    or the field manager of a foreign writer such as an autoscaler on the Deployment."""
+    "outlived" (an autoscaler's, on a Deployment of an earlier generation), or the field manager of
+    a foreign writer such as an autoscaler on the Deployment."""
     ignored_replicas: int | None = None
     """The graph's number, where an adapter or another writer rules and the numbers differ."""
     old_workloads: tuple[str, ...] = ()

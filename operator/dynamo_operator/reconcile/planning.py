@@ -283,10 +283,13 @@ def _adapter_number(
     adapter = observed.children.get((ADAPTER, name))
     if adapter is not None and not adapter["metadata"].get("deletionTimestamp"):
         return int(adapter["spec"]["replicas"])
-    if marker := replicas.Marker.of(workload):
+    if workload is not None and replicas.is_yielded(workload):
+        return replicas.number(workload)
+    marker = replicas.Marker.of(workload)
+    if marker is not None and marker.kept is not None:
         return marker.kept
     if workload is not None and not rolling:
-        return int(workload["spec"].get("replicas", component.replicas))
+        return replicas.number(workload)
     return component.replicas
 
 
@@ -410,7 +413,7 @@ def _is_away(child: Json, observed: Observed) -> bool:
 def _component(
     component: RenderedComponent, decision: replicas.Decision, old: Sequence[OldWorkload]
 ) -> ComponentPlan:
-    ruled = decision.by not in ("graph", "kept")
+    ruled = decision.by not in ("graph", "kept", "outlived")
     differs = component.replicas != decision.replicas
     return ComponentPlan(
         name=component.name,

@@ -1,8 +1,9 @@
 """Whose number of replicas counts: the graph's, its scaling adapter's, or an autoscaler's.
 
 While an adapter exists, its number is the truth. When it goes, what runs stays until the graph's
-own number changes. That takes a memory that outlives the operator: an annotation on the workload,
-the marker, which says which number of the graph was last seen and what ran then.
+own number changes. An autoscaler on the workload itself is yielded to, just as long. That takes a
+memory that outlives the operator: an annotation on the workload, the marker, which says which
+number of the graph was last seen, and what overruled it.
 """
 
 from __future__ import annotations
@@ -12,24 +13,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dynamo_operator.reconcile.ownership import writers
+from dynamo_operator.reconcile.ownership import ROLLOUT_MANAGER, writers
 from dynamo_operator.render import names
 
 AUTOSCALER = "kube-controller-manager"
 """Field manager of every HorizontalPodAutoscaler (KEDA's too), which writes through `scale`."""
 
-_MARKER = re.compile(r"(\d+)/(\d+)")
+_MARKER = re.compile(r"(\d+)(?:/(\d+))?(/autoscaler)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """The memory of an adapter: `graph`'s number that it overruled, and the number `kept`."""
+    """The memory of who overruled the graph's number: `2/8` of an adapter, `2/autoscaler` of an
+    autoscaler on this workload, `2/8/autoscaler` of one on an earlier generation's."""
 
     graph: int
-    kept: int
+    """The number that was overruled."""
+    kept: int | None
+    """The number that counts instead; None while the workload itself says it."""
+    autoscaled: bool = False
 
     def __str__(self) -> str:
-        return f"{self.graph}/{self.kept}"
+        number = "" if self.kept is None else f"/{self.kept}"
+        return f"{self.graph}{number}{'/autoscaler' if self.autoscaled else ''}"
 
     @classmethod
     def of(cls, workload: Mapping[str, Any] | None) -> Marker | None:
@@ -40,7 +46,9 @@ class Marker:
             names.KEPT_REPLICAS_ANNOTATION, ""
         )
         match = _MARKER.fullmatch(text)
-        return cls(int(match[1]), int(match[2])) if match else None
+        if match is None or not (match[2] or match[3]):
+            return None
+        return cls(int(match[1]), int(match[2]) if match[2] else None, bool(match[3]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +57,15 @@ class Decision:
 
     replicas: int
     by: str
-    """"graph", "adapter", "kept", or the field manager of an autoscaler on the workload."""
+    """"graph", "adapter", "kept" (of an adapter that was removed), "outlived" (of an autoscaler on
+    an earlier generation), or the field manager of an autoscaler on the workload."""
     marker: Marker | None = None
     """What to remember on the workload."""
 
     @property
     def yielded(self) -> bool:
         """Another writer owns the workload's number; it is not ours to apply."""
-        return self.by not in ("graph", "adapter", "kept")
+        return self.by not in ("graph", "adapter", "kept", "outlived")
 
 
 def decide(
@@ -74,28 +83,43 @@ def decide(
     if adapter is not None:
         return Decision(adapter, "adapter", Marker(graph, adapter))
     marker = Marker.of(workload or earlier)
-    moved = marker is not None and marker.graph != graph
-    if workload is not None and not moved and (writer := foreign_writer(workload)):
-        # Should the graph's number change, it counts again; till then nothing is written.
-        return Decision(_number(workload), writer, Marker(graph, graph))
-    if workload is None and earlier is not None and not moved and foreign_writer(earlier):
-        # What it scaled is given up for a new generation, which begins with as many.
-        return Decision(_number(earlier), "kept", Marker(graph, _number(earlier)))
-    if marker is not None and not moved:
-        return Decision(marker.kept, "kept", marker)
-    return Decision(graph, "graph")
+    if marker is not None and marker.graph != graph:
+        return Decision(graph, "graph")
+    if workload is not None and is_yielded(workload):
+        return Decision(number(workload), AUTOSCALER, Marker(graph, None, autoscaled=True))
+    if workload is None or (marker is not None and marker.kept is None):
+        # It is yet to come, or was given up before: the generation that it follows knows a number.
+        marker = _outlived(graph, earlier)
+    if marker is None or marker.kept is None:
+        return Decision(graph, "graph")
+    return Decision(marker.kept, "outlived" if marker.autoscaled else "kept", marker)
 
 
-def _number(workload: Mapping[str, Any]) -> int:
+def _outlived(graph: int, earlier: Mapping[str, Any] | None) -> Marker | None:
+    """What a generation takes over from the `earlier` one; None for nothing."""
+    marker = Marker.of(earlier)
+    if marker is not None and marker.graph != graph:
+        return None
+    if earlier is not None and is_yielded(earlier):
+        return Marker(graph, number(earlier), autoscaled=True)
+    return marker
+
+
+def number(workload: Mapping[str, Any]) -> int:
+    """The replicas in a workload's spec."""
     return int(workload["spec"].get("replicas", 1))
 
 
-def foreign_writer(workload: Mapping[str, Any]) -> str:
-    """The autoscaler that set the workload's number last; "" if it is ours or a person's.
+def is_yielded(workload: Mapping[str, Any]) -> bool:
+    """Whether a workload's number is left to an autoscaler on it: that set it, and since then
+    nobody did but people. What they scale by hand, the autoscaler puts right if it still is there.
 
-    What a person scales by hand is drift, and is put right; an autoscaler would fight back.
+    Where no autoscaler ever was, what a person scales is drift, and is put right here.
     """
-    for manager, subresource in writers(workload, ("spec", "replicas")):
-        if subresource == "scale" and manager == AUTOSCALER:
-            return manager
-    return ""
+    found = writers(workload, ("spec", "replicas"))
+    if (AUTOSCALER, "scale") in found:
+        return True
+    marker = Marker.of(workload)
+    if marker is None or marker.kept is not None:
+        return False
+    return not any(manager == ROLLOUT_MANAGER for manager, _ in found)

@@ -109,6 +109,12 @@ def scaling(facts: ComponentFacts) -> Verdict | None:
     if plan.scaled_by == "kept":
         message = f"the scaling adapter is gone; {plan.replicas} stay until {field} changes"
         return Verdict("False", "AdapterRemoved", message)
+    if plan.scaled_by == "outlived":
+        message = (
+            f"the workload that an autoscaler scaled to {plan.replicas} is gone; they stay until"
+            f" {field} changes; point the autoscaler at a scaling adapter"
+        )
+        return Verdict("False", "AutoscalerOutlived", message)
     adapter = f"dgdsa/{names.adapter_name(facts.graph.observed.name, plan.name)}"
     if plan.scaled_by == "adapter":
         ruler, advice = f"the scaling adapter {adapter}", f"kubectl scale {adapter}"
