@@ -218,10 +218,10 @@ class Namespace:
             for entry in (live or {}).get("metadata", {}).get("managedFields", ())
             if entry["manager"] not in (FIELD_MANAGER, ROLLOUT_MANAGER)
         ]
-        if live is not None and "replicas" in manifest.get("spec", {}):
-            if manifest["spec"]["replicas"] != live["spec"].get("replicas"):
-                for entry in others:  # forced: whoever wrote another value owns it no more
-                    entry["fieldsV1"].get("f:spec", {}).pop("f:replicas", None)
+        number = manifest.get("spec", {}).get("replicas")
+        if live is not None and number not in (None, live["spec"].get("replicas")):
+            for entry in others:  # forced: whoever wrote another value owns it no more
+                entry["fieldsV1"].get("f:spec", {}).pop("f:replicas", None)
         metadata["managedFields"] = [
             *others,
             {"manager": FIELD_MANAGER, "operation": "Apply", "fieldsV1": owned},
