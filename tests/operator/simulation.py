@@ -219,7 +219,7 @@ class Namespace:
             if entry["manager"] not in (FIELD_MANAGER, ROLLOUT_MANAGER)
         ]
         number = manifest.get("spec", {}).get("replicas")
-        if live is not None and number not in (None, live["spec"].get("replicas")):
+        if live is not None and number not in (None, live.get("spec", {}).get("replicas")):
             for entry in others:  # forced: whoever wrote another value owns it no more
                 entry["fieldsV1"].get("f:spec", {}).pop("f:replicas", None)
         metadata["managedFields"] = [
