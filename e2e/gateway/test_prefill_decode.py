@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from dynamo_operator.render import names
 from dynamo_runtime.prefill_grant import PREFILLERS_HEADER, Grant
 
 from e2e.cluster import Cluster
@@ -78,7 +79,8 @@ async def test_long_prompts_are_split_and_cached_ones_are_not(graph: Graph) -> N
 async def test_only_the_graphs_picker_makes_a_decode_worker_ask(graph: Graph) -> None:
     """Past the gateway, whatever pretends to be the picker's word is an ordinary request; what is
     signed with the content of the graph's Secret is followed, but not through the gateway."""
-    data = graph.objects.get("secret", f"{NAME}-prefill-decode")["data"]
+    uid = graph.objects.get("dgd", NAME)["metadata"]["uid"]
+    data = graph.objects.get("secret", names.pairing_secret(NAME, uid))["data"]
     graphs_own = base64.b64decode(data["secret"])
     prefiller = f"{next(iter(graph.addresses('prefill').values()))}:{HTTP_PORT}"
     decode = f"http://{next(iter(graph.addresses('decode').values()))}:{HTTP_PORT}"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from dynamo_operator.reconcile import gather
 from dynamo_operator.reconcile.gather import GraphIndex
+from dynamo_operator.reconcile.ownership import FIELD_MANAGER
 from dynamo_operator.render import names
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -74,6 +75,20 @@ def test_only_what_a_graph_owns_is_its_child() -> None:
     it.index.child_changed(None, another)
     assert it.children() == {"mine": "1"}
     assert set(it.due) == {("ns", "g")}
+
+
+def test_what_an_earlier_graph_left_is_a_child_if_we_applied_it() -> None:
+    """`kubectl delete --cascade=orphan`, and the graph comes back."""
+    it = Index()
+    left, of_others = service("left"), service("of-others")
+    for item in (left, of_others):
+        del item["metadata"]["ownerReferences"]
+    entry = {"manager": FIELD_MANAGER, "operation": "Apply", "fieldsV1": {"f:spec": {}}}
+    left["metadata"]["managedFields"] = [entry]
+    of_others["metadata"]["managedFields"] = [{**entry, "manager": "kubectl"}]
+    it.index.child_changed(None, left)
+    it.index.child_changed(None, of_others)
+    assert it.children() == {"left": "1"}
 
 
 def test_a_child_that_lost_its_label_is_still_its_owners() -> None:

@@ -11,11 +11,11 @@ import logging
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
 
 from dynamo_runtime.kubernetes import resources
 from dynamo_runtime.kubernetes.client import ApiError, ApiUnreachable, KubernetesClient
 
+from dynamo_operator.diagnosis.fields import items, text
 from dynamo_operator.reconcile.gather import GraphIndex
 from dynamo_operator.reconcile.observed import Json, Key, Observed
 from dynamo_operator.reconcile.ownership import (
@@ -24,8 +24,8 @@ from dynamo_operator.reconcile.ownership import (
     ROLLOUT_MANAGER,
     Path,
     is_applied,
+    is_left_behind,
     lost,
-    owned_fields,
 )
 from dynamo_operator.reconcile.plan import Plan, Refused
 from dynamo_operator.reconcile.planning import ADAPTER
@@ -43,8 +43,6 @@ taken as long as a webhook takes to time out."""
 
 
 SECRET_BYTES = 32
-YOUNG = timedelta(minutes=10)
-"""Age up to which a graph may meet the objects of an earlier one of its name."""
 
 
 class NamespaceGoing(Exception):
@@ -157,9 +155,10 @@ class Applier:
 
     async def _make_secret(self, observed: Observed, manifest: Json) -> int:
         """Give the graph's Secret a content, once: the operator may create Secrets, and not read
-        them. One that is there already is the graph's, whoever made it."""
+        them. One that is there already is the graph's, whoever made it; that it has been deleted
+        shows in a pod that waits for it."""
         name = manifest["metadata"]["name"]
-        if name in self._secrets.get(observed.uid, ()):
+        if name in self._secrets.get(observed.uid, ()) and not _is_awaited(name, observed):
             return 0
         content = {names.PAIRING_SECRET_KEY: secrets.token_hex(SECRET_BYTES)}
         writes = 1
@@ -171,9 +170,6 @@ class Applier:
         except ApiError as error:
             if error.reason != "AlreadyExists":
                 raise
-            born = datetime.fromisoformat(observed.raw["metadata"]["creationTimestamp"])
-            if observed.at is not None and observed.at - born < YOUNG:
-                return 0  # perhaps an earlier graph's, about to be deleted: ask again next time
             writes = 0
         self._secrets.setdefault(observed.uid, set()).add(name)
         return writes
@@ -248,6 +244,16 @@ def _check_binding(manifest: Json, refused: Sequence[Refused]) -> None:
             raise ApiError(422, "NotOurs", f"not bound, since {role} is refused")
 
 
+def _is_awaited(secret: str, observed: Observed) -> bool:
+    """Whether the kubelet holds a container of the graph back for want of the Secret."""
+    return any(
+        text(status, "state", "waiting", "reason") == "CreateContainerConfigError"
+        and secret in text(status, "state", "waiting", "message")
+        for pod in observed.pods
+        for status in items(pod, "status", "containerStatuses")
+    )
+
+
 def _unless_moot(live: Json, error: ApiError) -> list[Refused]:
     """Nothing for an object that is gone or has changed by now: its event tells more."""
     return [] if error.status in (404, 409) else [_refusal(live, error)]
@@ -258,16 +264,12 @@ def _mark(manifest: Json) -> str:
 
 
 def _check_owner(live: Json, observed: Observed) -> None:
-    """Raises `ApiError` if the object is not this graph's.
-
-    One that we applied for a graph of this name and that nobody owns is: a graph that was deleted
-    with `--cascade=orphan` finds its objects when it comes back.
-    """
+    """Raises `ApiError` for what is neither this graph's nor left behind by one of its name."""
     owners = live["metadata"].get("ownerReferences") or ()
     if any(owner.get("uid") == observed.uid for owner in owners):
         return
     label = (live["metadata"].get("labels") or {}).get(names.GRAPH_LABEL)
-    if not owners and label == names.bounded(observed.name) and owned_fields(live):
+    if label == names.bounded(observed.name) and is_left_behind(live):
         return
     name = f"{live['kind']} {live['metadata']['name']}"
     earlier = any(

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from dynamo_operator.reconcile import revisions
 from dynamo_operator.reconcile.observed import Json, Key, Observed
-from dynamo_operator.reconcile.ownership import FIELD_MANAGER
+from dynamo_operator.reconcile.ownership import FIELD_MANAGER, is_left_behind
 from dynamo_operator.render import names
 
 GraphKey = tuple[str, str]
@@ -339,7 +339,7 @@ class GraphIndex:
                 if isinstance(item, str) or item["metadata"]["uid"] == newer:
                     continue
                 newer = item
-            if _owned_by(newer, metadata["uid"]):
+            if _owned_by(newer, metadata["uid"]) or is_left_behind(newer):
                 children[key] = newer
         return Observed(
             graph=parsed(raw),

@@ -28,8 +28,9 @@ class Observed:
     raw: Json
     """The graph as the API server has it: spec, status, metadata."""
     children: Mapping[Key, Json] = field(default_factory=dict)
-    """Objects with the graph's label that the graph owns: Deployments, LeaderWorkerSets,
-    Services, adapters, ControllerRevisions, …"""
+    """Objects that the graph owns, and those with its label that an orphaning deletion of a graph
+    of its name has left: Deployments, LeaderWorkerSets, Services, adapters, ControllerRevisions, …
+    """
     pods: tuple[Json, ...] = ()
     """Pods with the graph's label."""
     apis: frozenset[str] = frozenset()

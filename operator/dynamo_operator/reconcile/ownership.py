@@ -69,6 +69,12 @@ def owned_fields(live: Mapping[str, Any]) -> Json:
     return {}
 
 
+def is_left_behind(live: Mapping[str, Any]) -> bool:
+    """Whether we applied the object for a graph that was deleted without it
+    (`kubectl delete --cascade=orphan`): nobody owns it, and a graph of that name finds it again."""
+    return not live["metadata"].get("ownerReferences") and bool(owned_fields(live))
+
+
 def writers(live: Mapping[str, Any], path: Path) -> list[tuple[str, str]]:
     """(manager, subresource) of everyone who owns the field at `path` (names of fields only)."""
     found = []

@@ -115,6 +115,7 @@ def render_with_notes(
         platform=platform,
         env=[entry.manifest() for entry in graph.spec.env],
         metadata_annotations=metadata.annotations,
+        uid=metadata.uid or "",
     )
     unrendered.note_graph(graph.spec, noted)
     said = _said_in_v1alpha1(graph)
@@ -172,7 +173,7 @@ def render_with_notes(
     manifests += [serviceaccounts.account(part, whole) for part in parts]
     for part in parts:
         manifests += serviceaccounts.role(part, whole, parts, noted)
-    manifests.append(pairing.secret(parts, whole))
+    manifests += pairing.secrets(parts, whole)
     manifests += [configmaps.picker_config(part, whole) for part in parts]
     manifests += claims.claims(said, whole)
     manifests += [services.service(part, whole, noted) for part in parts]

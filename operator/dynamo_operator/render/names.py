@@ -87,9 +87,15 @@ def object_name(graph: str, component: str) -> str:
     return bounded(f"{graph}-{component}".lower().replace(".", "-"), NAME_LIMIT)
 
 
-def pairing_secret(graph: str) -> str:
-    """Name of the Secret that a graph's pickers, prefill and decode workers share."""
-    return object_name(graph, "prefill-decode")
+def pairing_secret(graph: str, uid: str) -> str:
+    """Name of the Secret that a graph's pickers, prefill and decode workers share:
+    `<graph>-prefill-decode[-<hash of uid>]`.
+
+    Another graph of the same name, made while this one's objects are still being collected, must
+    not meet its Secret. A graph that no API server has seen has no `uid` ("").
+    """
+    name = object_name(graph, "prefill-decode")
+    return f"{name}-{short_hash(uid)}" if uid else name
 
 
 def group_name(graph: str, component: str, generation: str) -> str:

@@ -3,13 +3,14 @@
 A picker names the prefill worker of a request in a header, and a decode worker follows it only with
 a signature that the graph's own processes can make. The Secret is rendered without its content,
 because rendering is pure: whoever applies it makes the content, once (`PAIRING_SECRET_KEY`, at
-least 16 bytes). Pods start without it too, and say that they can't pair.
+least 16 bytes). Pods wait for it: one that started without it could not pair for as long as it
+lives.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from dynamo_operator.render import deployments, environment, names
-from dynamo_operator.render.merge import Json
+from dynamo_operator.render.merge import Json, entries, mapping
 from dynamo_operator.render.parts import Graph, Part
 from dynamo_operator.render.runtimes import Family
 
@@ -17,16 +18,19 @@ SECRET_VARIABLE = "DYN_PD_SECRET"
 FILE_VARIABLE = "DYN_PD_SECRET_FILE"
 
 
-def secret(parts: Sequence[Part], graph: Graph) -> Json | None:
-    """The Secret; None for a graph that needs none."""
-    if not deployments.generations_apart(parts):
-        return None
-    return {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": graph.metadata(names.pairing_secret(graph.name), {}),
-        "type": "Opaque",
-    }
+def secrets(parts: Sequence[Part], graph: Graph) -> list[Json]:
+    """The Secrets that the parts' pods have it from: one, none where nothing pairs, and another
+    where templates of an earlier rendering know it by another name."""
+    read = {name for part in parts for name in _read(part, graph)}
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": graph.metadata(name, {}),
+            "type": "Opaque",
+        }
+        for name in sorted(read)
+    ]
 
 
 def give_secret(parts: Sequence[Part], graph: Graph) -> None:
@@ -36,9 +40,8 @@ def give_secret(parts: Sequence[Part], graph: Graph) -> None:
         return
     source = {
         "secretKeyRef": {
-            "name": names.pairing_secret(graph.name),
+            "name": names.pairing_secret(graph.name, graph.uid),
             "key": names.PAIRING_SECRET_KEY,
-            "optional": True,
         }
     }
     own = {SECRET_VARIABLE, FILE_VARIABLE}
@@ -52,3 +55,17 @@ def give_secret(parts: Sequence[Part], graph: Graph) -> None:
                 )
                 for which, template in part.templates.items()
             }
+
+
+def _read(part: Part, graph: Graph) -> Iterator[str]:
+    """Names of the graph's Secrets that the part's variables refer to; not of its author's own."""
+    ours = names.pairing_secret(graph.name, "")
+    for template in part.templates.values():
+        for container in entries(template["spec"].get("containers")):
+            for entry in entries(mapping(container).get("env")):
+                source = mapping(mapping(mapping(entry).get("valueFrom")).get("secretKeyRef"))
+                name = source.get("name")
+                if mapping(entry).get("name") != SECRET_VARIABLE or not isinstance(name, str):
+                    continue
+                if name == ours or name.startswith(f"{ours}-"):
+                    yield name

@@ -26,6 +26,8 @@ class Graph:
     """The graph's `env`, as in a container."""
     metadata_annotations: Mapping[str, str]
     """Annotations of the graph object itself: settings for the operator, not passed on."""
+    uid: str = ""
+    """The graph object's, "" for one that no API server has seen."""
 
     def setting(self, annotation: str, component: Component | None = None) -> str:
         """The annotation's value, the nearest winning: the component's pod template's, the
