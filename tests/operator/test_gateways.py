@@ -40,6 +40,40 @@ def test_a_pickers_pool_holds_the_graphs_workers(graph: Any, platform: Platform)
     assert of_kind(rendered, "HTTPRoute") == []
 
 
+def on_port(name: str, port: int) -> dict[str, Any]:
+    main = {"name": "main", "env": [{"name": "DYN_HTTP_PORT", "value": str(port)}]}
+    return {**WORKER, "name": name, "podTemplate": {"spec": {"containers": [main]}}}
+
+
+def on_named_port(name: str, port: int) -> dict[str, Any]:
+    main = {"name": "main", "ports": [{"name": "http", "containerPort": port}]}
+    return {**WORKER, "name": name, "podTemplate": {"spec": {"containers": [main]}}}
+
+
+@pytest.mark.parametrize(
+    ("workers", "ports", "told"),
+    [
+        ([on_port("W", 8080)], [8080], False),
+        ([on_named_port("W", 8080)], [8080], False),
+        ([on_port("W", 8080), on_named_port("V", 8080)], [8080], False),
+        ([WORKER, on_port("V", 8080)], [8000, 8080], True),
+        ([on_port(f"W{n}", 9000 + n) for n in range(9)], [9000 + n for n in range(8)], True),
+        ([], [8000], False),
+    ],
+)
+def test_pool_and_route_follow_the_ports_of_the_workers(
+    graph: Any, platform: Platform, workers: Any, ports: list[int], told: bool
+) -> None:
+    rendered = render_with_notes(behind(graph(EPP, *workers), "entry"), platform)
+    [pool] = of_kind(rendered, "InferencePool")
+    assert pool["spec"]["targetPorts"] == [{"number": number} for number in ports]
+    [route] = of_kind(rendered, "HTTPRoute")
+    [rule] = route["spec"]["rules"]
+    assert [backend["port"] for backend in rule["backendRefs"]] == ports[:1]
+    said = [note.component for note in rendered.notes if note.reason == "InferencePoolPortsDiffer"]
+    assert said == (["Epp"] if told else [])
+
+
 def test_a_picker_may_read_what_people_say_of_its_pools_models(
     graph: Any, platform: Platform
 ) -> None:

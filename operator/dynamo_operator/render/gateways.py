@@ -19,11 +19,13 @@ PATHS = (
     "/v1/responses",
     "/v1/models",
 )
+MOST_PORTS = 8
+"""Ports that an InferencePool can have."""
 _POOL_GROUP, _, _POOL_KIND = names.INFERENCE_POOL.partition("/")
 _GATEWAY_GROUP = names.HTTP_ROUTE.partition("/")[0]
 
 
-def pool(part: Part, graph: Graph, noted: Notes) -> Json | None:
+def pool(part: Part, parts: Sequence[Part], graph: Graph, noted: Notes) -> Json | None:
     """The InferencePool of a picker's component, of all workers of its graph; else None."""
     if part.kind != "epp":
         return None
@@ -34,6 +36,13 @@ def pool(part: Part, graph: Graph, noted: Notes) -> Json | None:
         )
         noted.add(part.spec.name, notes.POOL_NEEDS_API, message)
         return None
+    ports = _pool_ports(parts)
+    if len(ports) > 1:
+        message = (
+            f"the graph's workers listen on different ports ({', '.join(map(str, ports))}); an"
+            f" InferencePool has each of its ports on every pod, and at most {MOST_PORTS} of them"
+        )
+        noted.add(part.spec.name, notes.POOL_PORTS_DIFFER, message)
     picker = names.service_name(graph.name, part.spec.name)
     return {
         "apiVersion": f"{_POOL_GROUP}/v1",
@@ -41,7 +50,7 @@ def pool(part: Part, graph: Graph, noted: Notes) -> Json | None:
         "metadata": graph.metadata(names.pool_name(graph.name), part.labels),
         "spec": {
             "selector": {"matchLabels": {**graph.label, names.CLASS_LABEL: "worker"}},
-            "targetPorts": [{"number": names.HTTP_PORT}],
+            "targetPorts": [{"number": number} for number in ports[:MOST_PORTS]],
             "endpointPickerRef": {
                 "kind": "Service",
                 "name": picker,
@@ -50,6 +59,13 @@ def pool(part: Part, graph: Graph, noted: Notes) -> Json | None:
             },
         },
     }
+
+
+def _pool_ports(parts: Sequence[Part]) -> list[int]:
+    """Where the graph's workers take requests, without repetitions; at least one. The picker names
+    an address and a port, and a Gateway sends to what the pool has."""
+    found = [part.ports.get("http", names.HTTP_PORT) for part in parts if part.is_worker]
+    return list(dict.fromkeys(found)) or [names.HTTP_PORT]
 
 
 def route(parts: Sequence[Part], graph: Graph, noted: Notes) -> Json | None:
@@ -94,7 +110,7 @@ def _backend(parts: Sequence[Part], graph: Graph) -> Json | None:
             "group": _POOL_GROUP,
             "kind": _POOL_KIND,
             "name": names.pool_name(graph.name),
-            "port": names.HTTP_PORT,
+            "port": _pool_ports(parts)[0],
         }
     for part in parts:
         if part.kind == "frontend":

@@ -180,7 +180,7 @@ def render_with_notes(
     manifests += models.services(parts, whole)
     manifests += workloads
     manifests += others
-    manifests += [gateways.pool(part, whole, noted) for part in parts]
+    manifests += [gateways.pool(part, parts, whole, noted) for part in parts]
     manifests.append(gateways.route(parts, whole, noted))
     manifests.append(monitors.monitor(parts, whole, noted))
     return Rendered(

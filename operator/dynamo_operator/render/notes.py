@@ -29,6 +29,7 @@ ROUTE_NEEDS_API = "HTTPRouteNotServed"
 MONITOR_NEEDS_API = "PodMonitorNotServed"
 GATEWAY_UNREADABLE = "GatewayUnreadable"
 NOTHING_TO_ROUTE_TO = "GatewayHasNothingToRouteTo"
+POOL_PORTS_DIFFER = "InferencePoolPortsDiffer"
 CONNECTOR_UNSUPPORTED = "KvConnectorUnsupported"
 
 _OMISSIONS = frozenset(
