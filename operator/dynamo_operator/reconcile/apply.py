@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dynamo_runtime.kubernetes import resources
@@ -75,17 +74,20 @@ class Applier:
 
         One refused object does not keep the others from being applied; after a failure of the
         server (or of a webhook behind it) the rest of that kind waits for the next attempt, and
-        after `FAILURES` all that remains. Raises `ApiUnreachable` if the API server does not
-        answer, and `NamespaceGoing`.
+        after `FAILURES` all that remains. A Role is bound only once it is in order: a RoleBinding
+        before it would hand out what somebody else's Role of that name allows. Raises
+        `ApiUnreachable` if the API server does not answer, and `NamespaceGoing`.
         """
         refused: list[Refused] = []
         writes = 0
         failing: list[str] = []  # kinds
+        roles: set[str] = set()  # names of those in order
         for manifest in plan.manifests:
             if manifest["kind"] in failing or len(failing) >= FAILURES:
                 continue
+            if manifest["kind"] == "RoleBinding" and manifest["roleRef"]["name"] not in roles:
+                continue
             try:
-                _check_binding(manifest, refused)
                 if manifest["kind"] == "Secret":
                     writes += await self._make_secret(observed, manifest)
                 else:
@@ -96,6 +98,9 @@ class Applier:
                 refused.append(_refusal(manifest, error))
                 if isinstance(error, ApiError) and error.status >= 500:
                     failing.append(manifest["kind"])
+            else:
+                if manifest["kind"] == "Role":
+                    roles.add(manifest["metadata"]["name"])
         for key, number in sorted(plan.scale.items()):
             live = observed.children[key]
             try:
@@ -231,17 +236,6 @@ class Applier:
         """The graph with this uid is gone."""
         self._insisted.pop(uid, None)
         self._secrets.pop(uid, None)
-
-
-def _check_binding(manifest: Json, refused: Sequence[Refused]) -> None:
-    """Raises `ApiError` for a RoleBinding whose Role was refused: it would hand out what somebody
-    else's Role allows, to whomever the graph's author names."""
-    if manifest["kind"] != "RoleBinding":
-        return
-    role = f"Role/{manifest['roleRef']['name']}"
-    for refusal in refused:
-        if refusal.object == role:
-            raise ApiError(422, "NotOurs", f"not bound, since {role} is refused")
 
 
 def _is_awaited(secret: str, observed: Observed) -> bool:
