@@ -90,21 +90,27 @@ def test_a_namespace_is_ours_once_others_have_seen_its_marker_and_while_it_is_re
     now = 0.0
     own = OwnMarkers(["a"], lambda: now, lambda namespace: None)
     assert not own.stands("a")
-    assert own.renewed("a")
+    assert own.renewed("a", now)
     assert not own.stands("a")  # somebody may still be at work there
     now = 3.0
     assert own.stands("a")
     assert not own.stands("b")
     now = 10.0
-    assert not own.renewed("a")
+    assert not own.renewed("a", now)
     now = 39.0
     assert own.stands("a")
     now = 40.0
     assert not own.stands("a")  # by now others may have taken it over
-    assert own.renewed("a")
+    assert own.renewed("a", now)
     assert not own.stands("a")
     now = 43.0
     assert own.stands("a")
+    now = 60.0
+    assert not own.renewed("a", sent=50.0)  # the answer took its time
+    now = 79.0
+    assert own.stands("a")
+    now = 80.0
+    assert not own.stands("a")  # others count from when they saw it
 
 
 async def test_who_is_told_that_a_namespace_is_ours_finds_it_so(
@@ -117,5 +123,5 @@ async def test_who_is_told_that_a_namespace_is_ours_finds_it_so(
     slow = OwnMarkers(
         ["a"], lambda: loop.time() / 2, lambda namespace: told.set_result(slow.stands(namespace))
     )
-    slow._on_renewed("a")
+    slow._on_renewed("a", loop.time() / 2)
     assert await told

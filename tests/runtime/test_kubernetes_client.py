@@ -27,6 +27,7 @@ from dynamo_runtime.kubernetes.client import (
     ApiError,
     ApiUnreachable,
     KubernetesClient,
+    namespace_in,
     resource_in,
 )
 from dynamo_runtime.kubernetes.resources import CRDS, DEPLOYMENTS, GRAPHS, PODS, Resource
@@ -78,18 +79,19 @@ def test_manifests_are_found_by_version_and_kind() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "resource"),
+    ("path", "resource", "namespace"),
     [
-        ("/api/v1/pods", "pods"),
-        ("/api/v1/namespaces/a", "namespaces"),
-        ("/api/v1/namespaces/a/pods/p", "pods"),
-        ("/apis/apps/v1/namespaces/a/deployments/d/status", "deployments/status"),
-        ("/apis/apps/v1", "other"),
-        ("/version", "other"),
+        ("/api/v1/pods", "pods", ""),
+        ("/api/v1/namespaces/a", "namespaces", "a"),
+        ("/api/v1/namespaces/a/pods/p", "pods", "a"),
+        ("/apis/apps/v1/namespaces/a/deployments/d/status", "deployments/status", "a"),
+        ("/apis/apps/v1", "other", ""),
+        ("/version", "other", ""),
     ],
 )
-def test_metrics_know_the_resource_and_no_names(path: str, resource: str) -> None:
+def test_metrics_know_the_resource_and_no_names(path: str, resource: str, namespace: str) -> None:
     assert resource_in(path) == resource
+    assert namespace_in(path) == namespace
 
 
 # --- requests -------------------------------------------------------------------------------------
@@ -200,9 +202,11 @@ async def test_a_fence_keeps_writes_from_being_sent() -> None:
     class NotNow(Exception):
         pass
 
-    def fence() -> None:
+    def fence(namespace: str) -> None:
+        asked.add(namespace)
         raise NotNow
 
+    asked: set[str] = set()
     path = PODS.path("a", "p")
     writes: list[Callable[[KubernetesClient], Awaitable[Any]]] = [
         lambda client: client.create(POD),
@@ -220,6 +224,7 @@ async def test_a_fence_keeps_writes_from_being_sent() -> None:
                 await write(client)
             assert (await client.get(path))["metadata"]["name"] == "p"
         assert {method for method, _ in api.requests[1:]} == {"GET"}
+        assert asked == {"a"}
         client.fence = None
         await client.delete(path)
 
@@ -230,7 +235,7 @@ async def test_a_fence_is_asked_again_before_each_attempt() -> None:
 
     asked: list[None] = []
 
-    def fence() -> None:
+    def fence(namespace: str) -> None:
         asked.append(None)
         if len(asked) == 2:
             raise NotNow

@@ -18,7 +18,8 @@ class OperatorMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.reconciles = Counter(
             "controller_runtime_reconcile_total",
-            "Reconciles of a graph, by result: success, requeue, error.",
+            "Reconciles of a graph, by result: success, requeue, error, yielded (to another "
+            "operator that came meanwhile).",
             ["controller", "result"],
             registry=registry,
         )

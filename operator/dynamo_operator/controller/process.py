@@ -141,8 +141,7 @@ class Operator:
             rng=self._rng,
         )
         self._lease_client = lease_client
-        if settings.leader_elect:
-            client.fence = self._lease.check
+        client.fence = self._check_mastery
         self._marked = scope.MarkedNamespaces(time.monotonic, self._marker, self._all_due)
         self._apis = ServedApis(
             client, gather.OPTIONAL_CHILDREN, self._apis_changed, settings.discovery_seconds
@@ -297,6 +296,14 @@ class Operator:
             return self._markers.stands(namespace)
         return namespace not in self._marked.marked
 
+    def _check_mastery(self, namespace: str) -> None:
+        """For the very moment of a write: raises `LeaseLost`, or `NotOurs` if another operator has
+        come since the reconcile began, which may hang for minutes behind a webhook."""
+        if self._settings.leader_elect:
+            self._lease.check()
+        if namespace and not self._is_ours(namespace):
+            raise scope.NotOurs(f"namespace {namespace} is another operator's")
+
     # --- leading
 
     async def _lead(self) -> None:
@@ -393,13 +400,17 @@ class Operator:
             unanswered = isinstance(error, ApiUnreachable | TimeoutError)
             level = logging.WARNING if unanswered else logging.ERROR
             log.log(level, "%s/%s: %s", *key, error or "took too long")
+        except scope.NotOurs as error:
+            result = "yielded"
+            log.info("%s/%s: %s", *key, error)
         except LeaseLost:
             raise  # no fault of the graph's
         except Exception:
             result = "error"
             log.exception("%s/%s could not be reconciled", *key)
         finally:
-            self._queue.done(key, failed=result != "success", again_after=again_after)
+            failed = result not in ("success", "yielded")
+            self._queue.done(key, failed=failed, again_after=again_after)
             self._metrics.reconciles.labels(GRAPH, result).inc()
             self._metrics.seconds.labels(GRAPH, result).observe(time.monotonic() - began)
             self._metrics.writes.inc(writes)

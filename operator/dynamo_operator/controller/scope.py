@@ -22,8 +22,12 @@ log = logging.getLogger(__name__)
 
 SETTLE_S = 3.0
 """A restricted operator begins so long after its marker stands, so that a cluster-wide one has seen
-it and finished what it had in hand."""
+it; what that had in hand ends with its next write (`NotOurs`)."""
 LOOK_EVERY_S = 1.0
+
+
+class NotOurs(Exception):
+    """The namespace is another operator's, perhaps since a moment ago: nothing is written there."""
 
 
 class MarkedNamespaces:
@@ -104,7 +108,8 @@ class OwnMarkers:
         """`on_standing` is called with each namespace that has become ours."""
         self._clock = clock
         self._on_standing = on_standing
-        # namespace -> since when its marker has stood without a gap, when it was last renewed
+        # namespace -> since when its marker has stood without a gap, when what renewed it last was
+        # sent
         self._stood: dict[str, tuple[float, float]] = {}
         self._namespaces = tuple(namespaces)
 
@@ -115,12 +120,13 @@ class OwnMarkers:
         since, renewed = self._stood.get(namespace, (math.inf, -math.inf))
         return now - since >= SETTLE_S and now - renewed < DURATION_S
 
-    def renewed(self, namespace: str) -> bool:
-        """The marker was written; whether that begins a new time of standing."""
+    def renewed(self, namespace: str, sent: float) -> bool:
+        """The marker was written by a request `sent` then; whether that begins a new time of
+        standing. Others may have seen it as soon as it was sent, so it lasts from then."""
         now = self._clock()
         since, last = self._stood.get(namespace, (now, -math.inf))
         fresh = now - last >= DURATION_S
-        self._stood[namespace] = (now if fresh else since, now)
+        self._stood[namespace] = (now if fresh else since, sent)
         return fresh
 
     async def keep(self, client: KubernetesClient, identity: str) -> None:
@@ -136,11 +142,12 @@ class OwnMarkers:
                         duration_s=DURATION_S,
                         renew_s=RENEW_S,
                         on_renewed=functools.partial(self._on_renewed, namespace),
+                        clock=self._clock,
                     )
                 )
 
-    def _on_renewed(self, namespace: str) -> None:
-        if self.renewed(namespace):
+    def _on_renewed(self, namespace: str, sent: float) -> None:
+        if self.renewed(namespace, sent):
             self._announce(namespace)
 
     def _announce(self, namespace: str) -> None:

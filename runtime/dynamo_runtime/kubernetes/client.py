@@ -83,10 +83,11 @@ class KubernetesClient:
         """Needs a running event loop. ``user_agent`` is what the server's audit log shows."""
         self.namespace = access.namespace
         """Of the pod or of the kubeconfig's context, else "default"."""
-        self.fence: Callable[[], None] | None = None
-        """Called right before a request that may change something is sent, at every attempt; what
-        it raises (no `OSError`) keeps that from being sent, and is what the caller gets. A leader
-        that hung holds connections and half-done work when it comes to, and must not go on."""
+        self.fence: Callable[[str], None] | None = None
+        """Called right before a request that may change something is sent, at every attempt, with
+        the namespace of what it changes ("": none); what it raises (no `OSError`) keeps that from
+        being sent, and is what the caller gets. A leader that hung holds connections and half-done
+        work when it comes to, and must not go on."""
         self._access = access
         self._on_request = on_request
         self._renewing = asyncio.Lock()
@@ -227,7 +228,8 @@ class KubernetesClient:
         self, _session: object, _context: object, sent: aiohttp.TraceRequestHeadersSentParams
     ) -> None:
         if self.fence is not None and sent.method not in ("GET", "HEAD"):
-            self.fence()
+            prefix = URL(self._access.url).path.rstrip("/")
+            self.fence(namespace_in(sent.url.path.removeprefix(prefix)))
 
     async def _renewed(self, used: str | None) -> bool:
         """Whether there are other credentials than those that ``used`` was made of."""
@@ -406,12 +408,23 @@ def _wait_s(answer: aiohttp.ClientResponse) -> float | None:
     return min(float(after) if after.isdigit() else 1.0, WAIT_LIMIT_S)
 
 
+def namespace_in(path: str) -> str:
+    """The namespace of what a path addresses; "" if that is in none."""
+    parts = _parts(path)
+    return parts[1] if len(parts) > 1 and parts[0] == "namespaces" else ""
+
+
 def resource_in(path: str) -> str:
     """What a path addresses, for metrics: `pods`, `deployments/status`; bounded in number."""
-    parts = path.strip("/").split("/")
-    parts = parts[2:] if parts[0] == "api" else parts[3:] if parts[0] == "apis" else []
+    parts = _parts(path)
     if len(parts) > 2 and parts[0] == "namespaces":
         parts = parts[2:]
     if not parts:
         return "other"
     return f"{parts[0]}/{parts[2]}" if len(parts) > 2 else parts[0]
+
+
+def _parts(path: str) -> list[str]:
+    """A path's steps below the API's group and version."""
+    parts = path.strip("/").split("/")
+    return parts[2:] if parts[0] == "api" else parts[3:] if parts[0] == "apis" else []

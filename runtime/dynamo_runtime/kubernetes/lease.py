@@ -270,14 +270,16 @@ async def keep_lease(
     duration_s: float,
     renew_s: float,
     field_manager: str = "dynamo",
-    on_renewed: Callable[[], None] = lambda: None,
+    on_renewed: Callable[[float], None] = lambda sent: None,
+    clock: Callable[[], float] = time.monotonic,
     wall: Callable[[], float] = time.time,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
     """Keep a lease that says that ``identity`` is here, until cancelled; it then expires.
 
     For marks that nobody competes for. Failures are logged and the next renewal tries again, sooner
-    while the lease has never stood; ``on_renewed`` is called each time that it was written.
+    while the lease has never stood; ``on_renewed`` is called each time that it was written, with
+    the time of ``clock`` when that was sent: others may count from then.
     """
     problem = ""
     stands = False
@@ -289,13 +291,14 @@ async def keep_lease(
             "acquireTime": acquired,
             "renewTime": _micro_time(wall()),
         }
+        sent = clock()
         before, problem = problem, ""
         try:
             await client.apply(
                 {**_named(namespace, name), "spec": spec}, field_manager=field_manager
             )
             stands = True
-            on_renewed()
+            on_renewed(sent)
         except ApiError as error:
             problem = str(error)
             if problem != before:
