@@ -1,8 +1,9 @@
 """What becomes here of graphs that were written for Dynamo: `docs/compatibility.md`.
 
 `python -m e2e.operator.compatibility` judges every graph of the folder that CORPORA names by what
-rendering says of it, and writes the page; `--check` says whether the page is current. That the
-operator tells the same on a real cluster is what `test_compatibility.py` shows.
+rendering says of it, and writes the page; `--check` says whether the page is current. The verdicts
+are rendering's, nobody ran these graphs. That the operator tells the same on a real cluster, and of
+some graphs what a person read off them, is what `test_compatibility.py` shows.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ from dynamo_crds.load import load_documents, parse_graph
 from dynamo_crds.problem import InvalidManifest
 from dynamo_crds.v1beta1 import DynamoGraphDeployment
 from dynamo_operator.render import Platform, Rendered, render_with_notes
-from dynamo_operator.render.notes import CONNECTOR_UNSUPPORTED, RUNTIME_UNSUPPORTED, Note
+from dynamo_operator.render.notes import (
+    CONNECTOR_UNSUPPORTED,
+    ENGINE_BUILD,
+    RUNTIME_UNSUPPORTED,
+    Note,
+)
 from dynamo_operator.render.platform import NVIDIA_PREFIX, OWN_REPOSITORY
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "compatibility.md"
@@ -28,16 +34,26 @@ PLACEHOLDERS = ("my-registry/", "<your-registry>/")
 """Registries that examples leave to whoever uses them."""
 UNKNOWN = (RUNTIME_UNSUPPORTED, CONNECTOR_UNSUPPORTED)
 """Reasons of notes: the component runs something that nobody here made fit."""
+MAPPED = Platform(images=dict.fromkeys((NVIDIA_PREFIX, *PLACEHOLDERS), OWN_REPOSITORY))
+"""The platform of somebody who has named those registries as well."""
+BUILDS = (
+    "The plain image `vllm` takes their place; for another accelerator one of its own:"
+    " `vllm-runtime-xpu`",
+    "becomes `vllm-xpu`. Which of these graphs run on a newer release of vLLM was not tried.",
+)
+"""What is said of images that hold special builds."""
 PICKING = ("frontend", "epp", "worker")
 
 
 class Verdict(enum.Enum):
     """What becomes of a graph, in the words of the page."""
 
-    AS_WRITTEN = "serves as it is written"
-    MAPPED = "serves with our images"
-    REGISTRY = "serves once its registry is mapped"
-    PARTLY = "serves, but for parts that have no counterpart"
+    AS_WRITTEN = "runs as it is written"
+    MAPPED = "runs our images"
+    ENGINE = "runs our programs, with vLLM for GPUs to be built"
+    BUILD = "runs our programs, with a special build of vLLM to be made"
+    REGISTRY = "runs our programs once its registry is mapped, with vLLM for GPUs to be built"
+    PARTLY = "runs our programs but for a part without counterpart, with vLLM for GPUs to be built"
     UNSUPPORTED = "does not serve through our routing"
     EMPTY = "has nothing to run"
     REFUSED = "refused"
@@ -46,14 +62,18 @@ class Verdict(enum.Enum):
 MEANING = {
     Verdict.AS_WRITTEN: "nothing about it is changed",
     Verdict.MAPPED: "NVIDIA's images and commands are replaced by ours, as the operator does by "
-    "default",
-    Verdict.REGISTRY: "its images lie in a registry that has to be named, as in "
+    "default, and `make images` builds all of them",
+    Verdict.ENGINE: "the same with vLLM as engine, of which this project builds the one for CPU; "
+    "the [image for GPUs](../images/README.md#vllm-for-gpus) is to be built as `vllm`",
+    Verdict.BUILD: "written for vLLM with a model, a network or an accelerator of its own, "
+    "[listed below](#builds-of-vllm); the condition `Adapted` names image and replacement",
+    Verdict.REGISTRY: "the registry of its images has to be named, as in "
     "`--map-image my-registry/=dynamo-platform/`",
-    Verdict.PARTLY: "requests are served; the rest of it runs as written, or is left out",
+    Verdict.PARTLY: "what can't be rendered is left out, and `NotRendered` says so",
     Verdict.UNSUPPORTED: "its engines, or what they load, are none that this platform knows; they "
     "are started as written, and the conditions `RuntimeUnsupported` or `Adapted` say so",
     Verdict.EMPTY: "a form to fill in",
-    Verdict.REFUSED: "the API server does not take it",
+    Verdict.REFUSED: "`dynamo validate` does not take it",
 }
 
 
@@ -68,19 +88,18 @@ class Judged:
     verdict: Verdict
     why: tuple[str, ...]
     """What has no counterpart, each once."""
+    builds: tuple[str, ...]
+    """Images that hold special builds of vLLM, each once."""
 
 
 def judge(graph: DynamoGraphDeployment) -> tuple[Verdict, tuple[str, ...]]:
     """What becomes of a graph by default, and why."""
     if not graph.spec.components:
         return Verdict.EMPTY, ()
-    platform = Platform()
-    rendered = render_with_notes(graph, platform)
-    lacking = _lacking(rendered.notes)
-    if not lacking:
-        return (Verdict.MAPPED if _changed(graph, rendered) else Verdict.AS_WRITTEN), ()
-    mapped = Platform(images=dict.fromkeys((NVIDIA_PREFIX, *PLACEHOLDERS), OWN_REPOSITORY))
-    better = render_with_notes(graph, mapped)
+    rendered = render_with_notes(graph, Platform())
+    if not _lacking(rendered.notes):
+        return _served(graph, rendered), ()
+    better = render_with_notes(graph, MAPPED)
     remaining = _lacking(better.notes)
     kinds = {component.name: component.kind for component in better.components}
     unknown = {note.component for note in remaining if note.reason in UNKNOWN}
@@ -92,12 +111,18 @@ def judge(graph: DynamoGraphDeployment) -> tuple[Verdict, tuple[str, ...]]:
     return Verdict.REGISTRY, ()
 
 
+def builds(graph: DynamoGraphDeployment) -> tuple[str, ...]:
+    """The images of a graph whose builds of vLLM have to be made, each once."""
+    notes = render_with_notes(graph, MAPPED).notes
+    return tuple(dict.fromkeys(n.message.split()[0] for n in notes if n.reason == ENGINE_BUILD))
+
+
 def _lacking(notes: Sequence[Note]) -> list[Note]:
     return [note for note in notes if note.reason in UNKNOWN or note.is_omission]
 
 
-def _changed(graph: DynamoGraphDeployment, rendered: Rendered) -> bool:
-    """Whether another image runs than was written."""
+def _served(graph: DynamoGraphDeployment, rendered: Rendered) -> Verdict:
+    """Which images a graph needs that lacks nothing else."""
     written = {
         container.get("image")
         for component in graph.spec.components
@@ -109,7 +134,11 @@ def _changed(graph: DynamoGraphDeployment, rendered: Rendered) -> bool:
         for template in component.templates.values()
         for container in template["spec"]["containers"]
     }
-    return not runs <= written
+    if runs <= written:
+        return Verdict.AS_WRITTEN
+    if any(note.reason == ENGINE_BUILD for note in rendered.notes):
+        return Verdict.BUILD
+    return Verdict.ENGINE if Platform().image("vllm") in runs else Verdict.MAPPED
 
 
 def corpus(folder: Path) -> Iterator[Judged]:
@@ -121,10 +150,11 @@ def corpus(folder: Path) -> Iterator[Judged]:
             version = str(document.data["apiVersion"]).rpartition("/")[2]
             name = str(document.data["metadata"]["name"])
             try:
-                verdict, why = judge(parse_graph(document))
+                graph = parse_graph(document)
             except InvalidManifest as error:
-                verdict, why = Verdict.REFUSED, (str(error),)
-            yield Judged(path.name, name, version, verdict, why)
+                yield Judged(path.name, name, version, Verdict.REFUSED, (str(error),), ())
+                continue
+            yield Judged(path.name, name, version, *judge(graph), builds(graph))
 
 
 def page(found: Sequence[Judged]) -> str:
@@ -134,16 +164,18 @@ def page(found: Sequence[Judged]) -> str:
         "# Graphs written for Dynamo",
         "",
         f"What becomes of {len(found)} complete graphs from Dynamo's repository: recipes, examples,"
-        " tests. All are",
-        "accepted in the version they are written in, and each gets conditions that say what was"
-        " changed or left",
-        "out. *Serves* means that all of it is rendered to programs of this platform; GPUs and"
-        " weights are no part",
-        "of that.",
+        " tests. Rendering",
+        "judges them and writes this page (`python -m e2e.operator.compatibility`): a row says"
+        " which programs",
+        "and images a graph becomes, not that it was run. None was but `mocker-agg`: there were"
+        " neither the GPUs",
+        "nor the weights.",
         "",
-        "Written by `python -m e2e.operator.compatibility`. `make e2e` checks on a real cluster"
-        " that the operator",
-        "says the same.",
+        "`make e2e` applies all of them to a real API server, in the version they are written in,"
+        " which refuses",
+        "none; compares the conditions of each with what rendering says, and of a dozen with what"
+        " a person read",
+        "off their files; and chats with `mocker-agg`. No pod of the others is created.",
         "",
         "| graphs | | |",
         "|---|---|---|",
@@ -161,6 +193,9 @@ def page(found: Sequence[Judged]) -> str:
     reasons = Counter(why for each in found for why in each.why)
     ordered = sorted(reasons.items(), key=lambda entry: (-entry[1], entry[0]))
     lines += [f"| {count} | {_cell(why)} |" for why, count in ordered]
+    images = Counter(image for each in found for image in each.builds)
+    lines += ["", "## Builds of vLLM", "", *BUILDS, "", "| graphs | image |", "|---|---|"]
+    lines += [f"| {count} | `{image}` |" for image, count in sorted(images.items())]
     lines += ["", "## Each of them", "", "| file | graph | version | |", "|---|---|---|---|"]
     lines += [
         f"| {_short(each.file)} | {each.name} | {each.version} | {each.verdict.value} |"

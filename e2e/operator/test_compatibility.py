@@ -2,7 +2,7 @@
 
 None of their pods is created (their images are huge and their GPUs many): the namespaces have no
 room for pods, and the conditions have to say so. What rendering knows about each graph has to be
-there as well.
+there as well, and of some graphs what a person read off their files.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -24,6 +25,7 @@ from dynamo_operator.render import Platform as RenderPlatform
 from dynamo_operator.render.notes import RUNTIME_UNSUPPORTED
 
 from e2e.operator import compatibility
+from e2e.operator.labelled import CONDITIONS, LABELS, mislabelled
 from e2e.operator.platform import Platform
 from e2e.operator.space import Json, Space, condition
 
@@ -155,6 +157,25 @@ def test_every_graph_is_told_the_truth(cases: list[Case]) -> None:
         if (problem := untrue(live[case.space.name, case.name], notes(case, apis)))
     }
     assert not wrong, "\n".join(f"{which}: {why}" for which, why in wrong.items())
+    labelled = [case for case in cases if _file(case) in LABELS]
+    assert len(labelled) == len(LABELS)
+    contradicted = {
+        _file(case): problem
+        for case in labelled
+        if (problem := contradiction(case, live[case.space.name, case.name]))
+    }
+    assert not contradicted
+
+
+def _file(case: Case) -> str:
+    return Path(case.document.file).name
+
+
+def contradiction(case: Case, graph: Json) -> str:
+    """What the status of a graph says otherwise than a person does; "" if nothing."""
+    found = {type: condition(graph, type) for type in CONDITIONS}
+    told = {type: c["message"] for type, c in found.items() if c.get("status") == "True"}
+    return mislabelled(_file(case), told)
 
 
 def untrue(graph: Json, known: list[Note]) -> str:

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 from dynamo_crds.load import load_graphs
+from dynamo_operator.diagnosis.wording import bounded
 from dynamo_operator.render import Platform, render_with_notes
+from dynamo_operator.render.notes import RUNTIME_UNSUPPORTED, Note
 from dynamo_operator.render.text import to_json
+
+from e2e.operator.labelled import LABELS, mislabelled
 
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?")
@@ -51,3 +55,22 @@ def test_every_graph_renders() -> None:
                     ports = [p["containerPort"] for p in container.get("ports", [])]
                     assert len(ports) == len(set(ports)), path.name
     assert graphs > 100
+
+
+def condition(note: Note) -> str:
+    """Type of the condition that a note goes to."""
+    if note.reason == RUNTIME_UNSUPPORTED:
+        return "RuntimeUnsupported"
+    return "NotRendered" if note.is_omission else "Adapted"
+
+
+@pytest.mark.parametrize("file", LABELS)
+def test_notes_say_what_a_person_read_off_the_file(file: str) -> None:
+    [graph] = load_graphs(manifests() / file)
+    told: dict[str, list[str]] = {}
+    for note in render_with_notes(graph, Platform()).notes:
+        told.setdefault(condition(note), []).append(
+            f"{note.component}: {note.reason}: {note.message}"
+        )
+    messages = {type: bounded("; ".join(texts)) for type, texts in told.items()}
+    assert mislabelled(file, messages) == ""

@@ -8,6 +8,7 @@ from dynamo_operator.render import Note, Platform
 from dynamo_operator.render.flags import VLLM, translate
 from dynamo_operator.render.notes import (
     CONNECTOR_UNSUPPORTED,
+    ENGINE_BUILD,
     FLAGS_TRANSLATED,
     FRONTEND_SIDECAR_REPLACED,
     IMAGE_DEFAULTED,
@@ -95,6 +96,53 @@ def test_an_image_from_elsewhere_stays_unless_its_prefix_is_mapped() -> None:
     assert [note.reason for note in notes] == [RUNTIME_UNSUPPORTED]
     mapped, _ = found(main, images={"my-registry/": "my-registry/dynamo-platform/"})
     assert mapped.image == "my-registry/dynamo-platform/vllm:test"
+
+
+@pytest.mark.parametrize(
+    ("image", "target", "is_plain"),
+    [
+        ("vllm-runtime:1.6.1", "vllm", True),
+        ("vllm-runtime:1.6.1-rc2", "vllm", True),
+        ("vllm-runtime:1.6.1-arm64", "vllm", True),
+        ("vllm-runtime:my-tag", "vllm", True),
+        ("vllm-runtime@sha256:00", "vllm", True),
+        ("vllm-runtime:1.6.1-efa-amd64", "vllm", False),
+        ("vllm-runtime:1.6.1-kimi-k3-dev.1", "vllm", False),
+        ("vllm-runtime-xpu:my-tag", "vllm-xpu", False),
+        ("vllm-runtime-xpu", "vllm-xpu", False),
+        ("nemotron-vllm:latest", "vllm", False),
+    ],
+)
+@pytest.mark.parametrize("command", [["python3", "-m", "dynamo.vllm"], ["vllm", "serve"]])
+def test_another_build_of_the_engine_is_not_taken_for_the_plain_one(
+    image: str, target: str, is_plain: bool, command: list[str]
+) -> None:
+    result = found({"image": f"{NVIDIA}/{image}", "command": command})
+    assert result[0].image == f"dynamo-platform/{target}:test"
+    assert result[0].own_image == "vllm"
+    assert (ENGINE_BUILD in reasons(result)) is not is_plain
+    beside, _ = found({"image": f"{NVIDIA}/{image}", "command": ["python3", "-m", "dynamo.mocker"]})
+    assert beside.image == "dynamo-platform/worker:test"
+
+
+def test_our_own_build_of_the_engine_stays_what_it_is() -> None:
+    main = {"image": "r/dynamo-platform/vllm-xpu:7"}
+    runtime, notes = found(main)
+    assert (runtime.image, runtime.own_image, notes) == (main["image"], "vllm", [])
+    other, _ = found({**main, "command": ["python3", "-m", "dynamo.frontend"]})
+    assert other.image == "r/dynamo-platform/frontend:7"
+    bare, _ = found({"image": "dynamo-platform/vllm-xpu"}, own_prefix="r/dynamo-platform/")
+    assert bare.image == "r/dynamo-platform/vllm-xpu:test"
+
+
+@pytest.mark.parametrize("written", [["--load-format", "gms"], ["--load-format=gms"]])
+def test_weights_that_another_process_holds_are_loaded_here(written: list[str]) -> None:
+    image = f"{NVIDIA}/vllm-runtime:1.6.1"
+    runtime, notes = found({"image": image, "args": ["--model", "m", *written, "--seed", "1"]})
+    assert runtime.args == ["--model", "m", "--seed", "1"]
+    assert "dropped --load-format gms" in notes[-1].message
+    other = ["--model", "m", *(word.replace("gms", "safetensors") for word in written)]
+    assert found({"image": image, "args": other})[0].args == other
 
 
 def test_the_longest_prefix_wins() -> None:

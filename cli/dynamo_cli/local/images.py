@@ -69,10 +69,12 @@ def engine_python(environ: Mapping[str, str]) -> Path:
 
 
 def _name(image: str) -> tuple[str, str]:
-    """``registry/repo/name:tag@digest`` -> (repo, name)."""
+    """``registry/repo/name:tag@digest`` -> (repo, name); here is one build of vLLM."""
     path = image.partition("@")[0]
     folder, _, last = path.rpartition("/")
-    return folder.rpartition("/")[2], last.partition(":")[0]
+    repository, name = folder.rpartition("/")[2], last.partition(":")[0]
+    is_engine = repository == "dynamo-platform" and name.startswith("vllm-")
+    return repository, "vllm" if is_engine else name
 
 
 def program(

@@ -15,6 +15,7 @@ from dynamo_operator.render.shell import Word, quoted
 
 class Action(Enum):
     DROP = "drop"
+    DROP_VALUE = "drop with this value"
     RENAME = "rename"
     ROLE = "role"
     PREFILL = "prefill"
@@ -58,6 +59,8 @@ VLLM: Mapping[str, Rule] = {
     "--disaggregation-mode": Rule(Action.ROLE),
     "--is-prefill-worker": Rule(Action.PREFILL, takes_value=False),
     "--is-decode-worker": Rule(Action.DECODE, takes_value=False),
+    # Weights that another process holds: the engine loads its own.
+    "--load-format": Rule(Action.DROP_VALUE, to="gms"),
     "--custom-jinja-template": Rule(Action.RENAME, to="--chat-template"),
     "--dyn-tool-call-parser": Rule(Action.TOOL_PARSER, to="--tool-call-parser"),
     "--dyn-reasoning-parser": Rule(Action.REASONING_PARSER, to="--reasoning-parser"),
@@ -183,6 +186,13 @@ def translate(words: Iterable[Word], rules: Mapping[str, Rule]) -> Translation:
         match rule.action:
             case Action.DROP:
                 result.dropped.append(name)
+            case Action.DROP_VALUE:
+                if value is not None and value.value == rule.to:
+                    result.dropped.append(f"{name} {rule.to}")
+                    continue
+                result.words.append(word)
+                if value is not None and not inline:
+                    result.words.append(value)
             case Action.RENAME:
                 result.renamed.append((name, rule.to))
                 if inline and value is not None:

@@ -185,7 +185,7 @@ def render_with_notes(
     manifests.append(monitors.monitor(parts, whole, noted))
     return Rendered(
         manifests=[manifest for manifest in manifests if manifest is not None],
-        notes=noted.items,
+        notes=noted.ordered(),
         components=tuple(components),
         worker_hash=worker_hash,
         generation=generation,

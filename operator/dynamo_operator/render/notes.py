@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 RUNTIME_UNSUPPORTED = "RuntimeUnsupported"
 RUNTIME_MAPPED = "RuntimeMapped"
+ENGINE_BUILD = "EngineBuildNeeded"
 FLAGS_TRANSLATED = "FlagsTranslated"
 TYPE_INFERRED = "TypeInferred"
 ROLE_CONFLICT = "RoleConflict"
@@ -44,6 +45,8 @@ _OMISSIONS = frozenset(
 )
 """Reasons for which something is left out, beside those that end so."""
 _OMITTED = "NotRendered"
+_TO_DO = frozenset({ENGINE_BUILD, CONNECTOR_UNSUPPORTED, MULTINODE_NEEDS_SECRET})
+"""Reasons for which nothing serves until somebody has done something."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -68,7 +71,7 @@ class Note:
 
 
 class Notes:
-    """Collects notes in the order they arise."""
+    """Collects notes."""
 
     __slots__ = ("items",)
 
@@ -77,3 +80,8 @@ class Notes:
 
     def add(self, component: str, reason: str, message: str) -> None:
         self.items.append(Note(component, reason, message))
+
+    def ordered(self) -> list[Note]:
+        """In the order they arose, but first what somebody has to do: messages of conditions end
+        somewhere."""
+        return sorted(self.items, key=lambda note: note.reason not in _TO_DO)

@@ -84,9 +84,16 @@ class Runtime:
     """Which of our images it runs in, one of `IMAGE_NAMES`; "" for another's."""
 
 
-_OWN_IMAGE = re.compile(rf"(?:^|/)dynamo-platform/({'|'.join(IMAGE_NAMES)})(?:[:@]|$)")
-_BARE_IMAGE = re.compile(rf"{OWN_REPOSITORY}({'|'.join(IMAGE_NAMES)})")
+_OWN_IMAGE = re.compile(
+    rf"(?:^|/)dynamo-platform/({'|'.join(IMAGE_NAMES)})((?<=/vllm)-[^/:@]+)?(?:[:@]|$)"
+)
+_BARE_IMAGE = re.compile(rf"{OWN_REPOSITORY}((?:{'|'.join(IMAGE_NAMES)})(?:(?<=/vllm)-[^/:@]+)?)")
 """One of our images, named without registry and tag: whichever this installation has."""
+_ENGINE_BUILD = re.compile(
+    r"(?:^|/)vllm-(?:runtime|openai)(?P<name>-[^/:@]+)?"
+    r"(?::v?[0-9.]+-(?!rc|(?:amd64|arm64)\b)(?P<tag>[^@]+)|[:@].*)?$"
+)
+"""An image of vLLM: another accelerator's has a longer name, another build's a longer tag."""
 _STOCK_IMAGE = re.compile(r"(?:^|/)vllm-openai(?:[:@-]|$)")
 _PYTHON = re.compile(r"(?:.*/)?python[0-9.]*")
 _SHELL = re.compile(r"(?:.*/)?(?:ba|da|z|k)?sh")
@@ -204,6 +211,8 @@ def _resolve(
         if translation.changes:
             message = f"flags for `{runs}`: {translation.changes}"
             noted.add(component, notes.FLAGS_TRANSLATED, message)
+        if program is VLLM:
+            _check_build(component, image, own, target, noted)
         family = program.family
         kind = FAMILY_TYPES[family]
         return Runtime(family, target, new_command, new_args or None, translation.role, kind)
@@ -237,10 +246,11 @@ def _resolve(
     if family is not None:
         target = image
         if family is Family.STOCK and own is None and prefix is not None:
-            target = platform.image("vllm", prefix)
+            target = _target(image, own, VLLM, prefix, platform)
             if image:
                 message = f"image {image} → {target}, command as written"
                 noted.add(component, notes.RUNTIME_MAPPED, message)
+            _check_build(component, image, own, target, noted)
         return Runtime(
             family,
             target,
@@ -274,10 +284,38 @@ def _target(
     prefix: str | None,
     platform: Platform,
 ) -> str:
-    """The image of `program`: beside `image` if that is one of ours, else in its place."""
-    if own is None or image is None:
+    """The image of `program`: beside `image` if that is one of ours, else in its place.
+
+    The engine for another accelerator stays another image: `vllm-runtime-xpu` → `vllm-xpu`.
+    """
+    if image is None:
         return platform.image(program.image, prefix)
-    return image[: own.start(1)] + program.image + image[own.end(1) :]
+    if own is None:
+        build = _ENGINE_BUILD.search(image) if program is VLLM else None
+        variant = (build["name"] or "") if build else ""
+        return platform.image(program.image + variant, prefix)
+    end = own.end(1) if program is VLLM or not own[2] else own.end(2)
+    return image[: own.start(1)] + program.image + image[end:]
+
+
+def _check_build(
+    component: str,
+    image: str | None,
+    own: re.Match[str] | None,
+    target: str,
+    noted: notes.Notes,
+) -> None:
+    """Say it where `image` held another engine than the plain one, which `target` has to be too."""
+    if image is None or own is not None:
+        return
+    known = _ENGINE_BUILD.search(image)
+    if known and not (known["name"] or known["tag"]):
+        return
+    noted.add(
+        component,
+        notes.ENGINE_BUILD,
+        f"{image} holds a special build of vLLM; {target} has to hold the same",
+    )
 
 
 def _type_of(found: _Invocation) -> str:
