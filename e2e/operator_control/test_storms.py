@@ -173,7 +173,7 @@ async def reported(what: str) -> AsyncIterator[list[str]]:
             f"{GRAPHS} graphs, {STEPS} steps each, drawn from the seed {SEED}: created, edited,"
             " scaled, restarted, damaged, deleted. After each storm everything in the namespace"
             " (specs, what the operator owns, statuses, pods) equalled the end of an undisturbed"
-            " run, no object was left without a living graph, no event had been told twice, and"
+            " run, no object was left without a living graph, no two events said the same, and"
             " an operator started then wrote nothing.\n\n| storm | what happened | took |\n"
             "|---|---|---|\n"
         )

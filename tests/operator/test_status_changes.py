@@ -123,6 +123,48 @@ def test_scaling_is_no_rollout(story: Story) -> None:
     assert status["state"] == "pending"
 
 
+def number(wanted: int) -> Plan:
+    return plan(component("frontend"), component(replicas=wanted))
+
+
+def test_scaling_is_no_news_however_many_steps_it_takes(story: Story) -> None:
+    story.see(READY, number(2))
+    for seen, wanted in (
+        (observed(FRONTEND, deployment(wanted=2)), 4),  # its controller has yet to see it
+        (observed(FRONTEND, deployment(wanted=4, available=2)), 4),
+        (observed(FRONTEND, deployment(wanted=5, available=3)), 5),
+        (observed(FRONTEND, deployment(wanted=5)), 5),
+        (observed(FRONTEND, deployment(wanted=1, replicas=5, available=5)), 1),
+        (observed(FRONTEND, deployment(wanted=1)), 1),
+    ):
+        status = story.see(seen, number(wanted))
+        assert story.told == []
+        ready, progressing, _ = status["conditions"]
+        assert ready["status"] == "True" or progressing["reason"] == "Scaling"
+
+
+def test_pods_that_are_lost_are_news_and_so_is_their_return(story: Story) -> None:
+    story.see(READY, TWO)
+    lost = story.see(observed(FRONTEND, deployment(wanted=2, available=1)), TWO)
+    assert story.told == [("Warning", "NotReady")]
+    assert lost["conditions"][1]["reason"] == "Starting"
+    story.see(READY, TWO)
+    assert story.told == [("Normal", "Ready")]
+
+
+def test_what_goes_wrong_while_scaling_is_told_and_so_is_its_end(story: Story) -> None:
+    story.see(READY, TWO)
+    waiting = observed(
+        FRONTEND,
+        deployment(wanted=4, available=2),
+        pods=[objects.pod_unschedulable(number=3)],
+    )
+    story.see(waiting, number(4))
+    assert story.told == [("Warning", "Unschedulable"), ("Warning", "NotReady")]
+    story.see(observed(FRONTEND, deployment(wanted=4)), number(4))
+    assert story.told == [("Normal", "Ready")]
+
+
 def test_a_rollout_that_stalls_and_recovers(story: Story) -> None:
     story.see(READY, TWO)
     story.see(ROLLING, TWO, 2)

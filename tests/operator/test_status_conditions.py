@@ -83,7 +83,7 @@ def test_nothing_is_there_yet() -> None:
         "frontend: Deployment g-frontend does not exist yet; worker: Deployment g-worker does not"
         " exist yet",
     )
-    assert condition(status, "Progressing")[:2] == ("True", "Scaling")
+    assert condition(status, "Progressing")[:2] == ("True", "Starting")
     assert condition(status, "Degraded")[0] == "False"
     assert status["components"]["worker"]["replicas"] == 0
     assert condition(status["components"]["worker"], "Available")[1] == "NotCreated"

@@ -13,7 +13,7 @@ from typing import Any
 
 from dynamo_runtime.kubernetes import resources
 from dynamo_runtime.kubernetes.client import ApiError, ApiUnreachable, KubernetesClient
-from dynamo_runtime.kubernetes.events import event
+from dynamo_runtime.kubernetes.events import event, tell
 from pydantic import ValidationError
 
 from dynamo_operator.reconcile.apply import Applier, NamespaceGoing
@@ -165,7 +165,7 @@ class Reconciler:
             now=now,
         )
         try:
-            await self._client.create(told)
+            await tell(self._client, told)
         except ApiUnreachable:
             raise
         except ApiError as error:

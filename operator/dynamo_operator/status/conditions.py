@@ -8,6 +8,7 @@ stay as False from then on.
 
 from collections.abc import Callable, Iterable, Iterator
 
+from dynamo_operator.diagnosis.fields import at, condition, count
 from dynamo_operator.diagnosis.wording import sentences
 from dynamo_operator.render.notes import RUNTIME_UNSUPPORTED, Note
 from dynamo_operator.status.components import (
@@ -20,12 +21,13 @@ from dynamo_operator.status.components import (
     stalled,
     unready,
 )
-from dynamo_operator.status.facts import ComponentFacts, GraphFacts
+from dynamo_operator.status.facts import Component, ComponentFacts, GraphFacts
 from dynamo_operator.status.verdict import Verdict, chain
 
 WRITE_REFUSED = "WriteRefused"
 ROLLED_BACK = "RolledBack"
 STALLED = "ProgressDeadlineExceeded"
+SCALING = "Scaling"
 
 _SERVED_BY_OPERATOR = frozenset({"RestartNotRendered"})
 """Notes of rendering about what no manifest shows, and the operator does."""
@@ -136,12 +138,26 @@ def _rolls_out(facts: GraphFacts) -> Verdict | None:
 
 def _comes_up(facts: GraphFacts) -> Verdict | None:
     """Replicas that are created, started or given up, all of one template."""
-    waiting = [
-        f"{it.name}: {it.available} of {it.plan.replicas} {it.noun} are available"
-        for it in facts.components
-        if it.rendered and not it.settled
-    ]
-    return Verdict("True", "Scaling", sentences(waiting)) if waiting else None
+    waiting = [it for it in facts.components if it.rendered and not it.settled]
+    if not waiting:
+        return None
+    message = sentences(
+        f"{it.name}: {it.available} of {it.plan.replicas} {it.noun} are available" for it in waiting
+    )
+    return Verdict("True", SCALING if _resized(facts, waiting) else "Starting", message)
+
+
+def _resized(facts: GraphFacts, waiting: Iterable[Component]) -> bool:
+    """Whether what is waited for are other numbers than those with which the graph was Ready. Pods
+    that were lost are replaced under the same number. Once that is said it stays until Ready."""
+    before = condition(facts.observed.raw, "Progressing")
+    if condition(facts.observed.raw, "Ready").get("status") != "True":
+        return (before.get("status"), before.get("reason")) == ("True", SCALING)
+    numbers = at(facts.observed.status, "components")
+    return all(
+        it.plan.replicas != count(numbers, it.name, "replicas", default=it.plan.replicas)
+        for it in waiting
+    )
 
 
 def _winds_down(facts: GraphFacts) -> Verdict | None:

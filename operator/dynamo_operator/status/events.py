@@ -1,7 +1,8 @@
 """Kubernetes Events: what somebody who watches a graph wants to be told, once.
 
 They come from the difference of two statuses alone, so that none is told twice, not even by another
-operator that takes over.
+operator that takes over. What becomes true again is counted where it was said (`tell`). That a
+graph is not Ready while its numbers are being changed is no news.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from typing import Any, Literal
 from dynamo_operator.diagnosis.fields import at, items, text
 from dynamo_operator.reconcile.plan import Plan
 from dynamo_operator.status.components import GRAPH_REPLICAS_IGNORED
-from dynamo_operator.status.conditions import ROLLED_BACK, STALLED
+from dynamo_operator.status.conditions import ROLLED_BACK, SCALING, STALLED
 from dynamo_operator.status.rollout import COMPLETED, FAILED, IN_PROGRESS
 
 
@@ -45,11 +46,21 @@ def _ready(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[EventText
     if now.get("status") == before.get("status"):
         return
     if now.get("status") == "True":
-        yield EventText("Normal", "Ready", text(now, "message"))
-    elif before.get("status") == "True":
+        if not _only_scales(old):
+            yield EventText("Normal", "Ready", text(now, "message"))
+    elif before.get("status") == "True" and not _only_scales(new):
         planned = now.get("reason") == "updating"
         kind: Literal["Normal", "Warning"] = "Normal" if planned else "Warning"
         yield EventText(kind, "NotReady", text(now, "message"))
+
+
+def _only_scales(status: Mapping[str, Any]) -> bool:
+    """Whether a changed number is all that keeps the graph from being Ready."""
+    progressing = _condition(status, "Progressing")
+    return (progressing.get("status"), progressing.get("reason")) == (
+        "True",
+        SCALING,
+    ) and _condition(status, "Degraded").get("status") != "True"
 
 
 def _degraded(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[EventText]:

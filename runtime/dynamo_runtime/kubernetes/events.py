@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal
+
+from dynamo_runtime.kubernetes.client import ApiError, KubernetesClient
+from dynamo_runtime.kubernetes.resources import EVENTS
 
 Json = dict[str, Any]
 
@@ -52,3 +56,23 @@ def event(
         "reportingComponent": component,
         "reportingInstance": instance,
     }
+
+
+async def tell(client: KubernetesClient, told: Json) -> None:
+    """Post ``told``, an ``event``. What was said before of that object in the same words, by
+    whichever process, is counted there: `kubectl describe` shows it once, with how often and since
+    when. Takes the rights to create and patch events; raises ``ApiError``.
+    """
+    about, metadata = told["involvedObject"], told["metadata"]
+    said = "\0".join((about["uid"], told["type"], told["reason"], told["message"]))
+    digest = hashlib.sha256(said.encode()).hexdigest()[:16]
+    name = f"{about['name'][:_LONGEST_NAME]}.{digest}"
+    try:
+        await client.create({**told, "metadata": {**metadata, "name": name}})
+        return
+    except ApiError as error:
+        if error.status != 409:
+            raise
+    path = EVENTS.path(metadata["namespace"], name)
+    seen = await client.merge_patch(path, {"lastTimestamp": told["lastTimestamp"]})
+    await client.merge_patch(path, {"count": seen.get("count", 1) + 1})
