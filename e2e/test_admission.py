@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import yaml
+from dynamo_crds.conversion import SAID_IN_V1ALPHA1, SAID_IN_V1BETA1
 from dynamo_crds.load import KINDS, load_documents
 from dynamo_crds.schema import without_null
 
@@ -37,6 +38,7 @@ SYSTEM = "dynamo-system"
 GRAPHS = "dynamographdeployments"
 CRD_NAMES = [f"{GRAPHS}.nvidia.com", "dynamographdeploymentscalingadapters.nvidia.com"]
 VERSIONS = ("v1alpha1", "v1beta1")
+RECORDS = (SAID_IN_V1ALPHA1, SAID_IN_V1BETA1)
 
 
 @pytest.fixture(scope="module")
@@ -290,9 +292,15 @@ def read(cluster: Cluster, version: str, name: str, namespace: str) -> Json:
 
 
 def said(manifest: Json) -> Json:
-    """A graph's spec with its defaults, and what people put into its metadata."""
+    """A graph's spec with its defaults, and what people put into its metadata.
+
+    Annotations hold settings, so they count, but for the records that conversion writes itself.
+    """
     model = KINDS[manifest["apiVersion"], manifest["kind"]]
     metadata = {k: v for k, v in manifest["metadata"].items() if k in ("name", "labels")}
+    written = manifest["metadata"].get("annotations") or {}
+    if annotations := {k: v for k, v in written.items() if k not in RECORDS}:
+        metadata["annotations"] = annotations
     full = model.lenient({**manifest, "metadata": metadata})
     return dict(full.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"status"}))
 
