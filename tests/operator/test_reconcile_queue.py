@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Any
 
 import pytest
-from dynamo_operator.reconcile.queue import LONGEST_BACKOFF_S, Closed, WorkQueue, backoff
-from hypothesis import given
+from dynamo_operator.reconcile.queue import LONGEST_BACKOFF_S, Closed, WorkQueue, backoff, rest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
@@ -48,7 +49,7 @@ async def test_failures_wait_longer_each_time_and_alone() -> None:
     due = queue(clock)
     waits = []
     for _ in range(4):
-        due.add("bad")
+        due.add("bad", urgent=True)
         await due.get()
         due.done("bad", failed=True)
         started = clock.now
@@ -64,23 +65,124 @@ async def test_failures_wait_longer_each_time_and_alone() -> None:
     assert due.failing == 1
 
 
-async def test_a_change_ends_the_wait() -> None:
-    due = queue()
-    due.add("a")
-    await due.get()
-    due.done("a", failed=True)
+async def fail(due: WorkQueue[str], clock: Clock, took: float, times: int = 1) -> None:
+    for _ in range(times):
+        due.add("a", urgent=True)
+        await due.get()
+        clock.now += took
+        due.done("a", failed=True)
+
+
+async def test_what_is_urgent_ends_the_wait() -> None:
+    due = queue(clock := Clock())
+    await fail(due, clock, took=30.0, times=9)
     assert len(due) == 0
-    due.add("a")
+    due.add("a", urgent=True)
     assert await due.get() == "a"
 
 
-async def test_a_change_during_a_failing_attempt_does_not_skip_the_wait() -> None:
-    due = queue()
-    due.add("a")
+@pytest.mark.parametrize(("took", "rests"), [(0.0, 5.0), (0.1, 5.0), (3.0, 30.0)])
+@pytest.mark.parametrize("meanwhile", [True, False])
+async def test_an_event_shortens_the_wait_to_many_times_the_attempt(
+    took: float, rests: float, meanwhile: bool
+) -> None:
+    due = queue(clock := Clock())
+    await fail(due, clock, took, times=9)  # by itself it would wait for minutes
+    due.add("a", urgent=True)
     await due.get()
-    due.add("a")
+    clock.now += took
+    if meanwhile:
+        due.add("a")
     due.done("a", failed=True)
-    assert len(due) == 0
+    ended = clock.now
+    for _ in range(50):  # a pod that crashes over and over
+        clock.now += rests / 51
+        due.add("a")
+        assert len(due) == 0
+    clock.now = ended + rests
+    assert len(due) == 1
+
+
+async def test_an_event_does_not_lengthen_the_wait() -> None:
+    due = queue(clock := Clock())
+    await fail(due, clock, took=10.0)
+    due.add("a")
+    clock.now += backoff(1, random.Random(0))
+    assert len(due) == 1
+
+
+class Model:
+    """What a queue of one share promises, by key: when it is due, and who works on it."""
+
+    def __init__(self) -> None:
+        self.rng = random.Random(0)
+        self.when: dict[str, float] = {}
+        self.failures: dict[str, int] = {}
+        self.rests: dict[str, float] = {}
+        self.began: dict[str, float] = {}
+        self.again: dict[str, bool] = {}  # whether that is urgent
+
+    def due(self, now: float) -> set[str]:
+        return {key for key, when in self.when.items() if when <= now}
+
+    def add(self, key: str, urgent: bool, now: float) -> None:
+        if key in self.began:
+            self.again[key] = urgent or self.again.get(key, False)
+        elif key in self.failures and not urgent:
+            self.when[key] = min(self.when[key], max(now, self.rests[key]))
+        else:
+            self.when[key] = now
+
+    def get(self, key: str, now: float) -> None:
+        del self.when[key]
+        self.began[key] = now
+
+    def done(self, key: str, failed: bool, again_after: float | None, now: float) -> None:
+        took = now - self.began.pop(key)
+        if failed:
+            self.failures[key] = self.failures.get(key, 0) + 1
+            self.rests[key] = now + rest(took)
+            self.when[key] = now + backoff(self.failures[key], self.rng)
+        else:
+            self.failures.pop(key, None)
+            if again_after is not None:
+                self.when[key] = now + again_after
+        if key in self.again:
+            self.add(key, self.again.pop(key), now)
+
+
+KEYS = st.sampled_from("abc")
+STEPS = st.one_of(
+    st.tuples(st.just("add"), KEYS, st.booleans()),
+    st.tuples(st.just("get")),
+    st.tuples(st.just("done"), KEYS, st.booleans(), st.sampled_from((None, 1.0, 20.0))),
+    st.tuples(st.just("wait"), st.sampled_from((0.1, 0.5, 1.0, 5.0, 60.0))),
+)
+
+
+@settings(max_examples=300)
+@given(st.lists(STEPS, max_size=60))
+def test_any_history_leaves_due_what_the_model_says(steps: list[Any]) -> None:
+    async def play() -> None:
+        due, model = queue(clock := Clock()), Model()
+        for what, *details in steps:
+            match what, details:
+                case "add", (key, urgent):
+                    due.add(key, urgent)
+                    model.add(key, urgent, clock.now)
+                case "get", _ if len(due):
+                    key = await due.get()
+                    assert key in model.due(clock.now)
+                    model.get(key, clock.now)
+                case "done", (key, failed, again_after) if key in model.began:
+                    due.done(key, failed=failed, again_after=again_after)
+                    model.done(key, failed, again_after, clock.now)
+                case "wait", (seconds,):
+                    clock.now += seconds
+            assert len(due) == len(model.due(clock.now))
+            assert due.failing == len(model.failures)
+
+    asyncio.run(play())
 
 
 async def test_get_waits_for_the_first_key() -> None:

@@ -2,8 +2,10 @@
 
 An event only says that a key is due; however many arrive, the key is worked on once, never by two
 workers at a time, and again if something happened meanwhile. A key that failed waits longer each
-time, alone: the others don't notice. Keys belong to shares (namespaces), which take turns and none
-of which may have all workers: where writes hang, behind a dead webhook, only that share waits.
+time, alone: the others don't notice. Events shorten that wait, but not to nothing: a pod that
+crashes over and over is no reason to try again each time what is refused or hangs. Keys belong to
+shares (namespaces), which take turns and none of which may have all workers: where writes hang,
+behind a dead webhook, only that share waits.
 After controller-runtime's work queue, which knows no shares.
 """
 
@@ -21,6 +23,8 @@ K = TypeVar("K", bound=Hashable)
 
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 300.0
+SHORTEST_REST_S = 5.0
+REST_FACTOR = 10.0
 
 
 def backoff(failures: int, rng: random.Random) -> float:
@@ -28,6 +32,12 @@ def backoff(failures: int, rng: random.Random) -> float:
     up to a fifth less, so that graphs that failed together do not come back together."""
     longest = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(failures - 1, 20))
     return longest * rng.uniform(0.8, 1.0)
+
+
+def rest(took: float) -> float:
+    """Seconds after a failed attempt that took so many before an event may lead to the next one:
+    many times as long, so that what hangs leaves the workers to others."""
+    return max(SHORTEST_REST_S, REST_FACTOR * took)
 
 
 class Closed(Exception):
@@ -38,7 +48,8 @@ class WorkQueue(Generic[K]):
     """Keys that are due. `get` and `done` come in pairs; a key between them is being worked on.
 
     Invariants: a key is in at most one of `_ready` and `_working`; one that becomes due while it is
-    worked on is in `_again`; `_when` holds the earliest time for which it is put off.
+    worked on is in `_again`; `_when` holds the earliest time for which it is put off. One that
+    failed and is not in `_ready` or `_working` is in `_when`.
     """
 
     def __init__(
@@ -55,12 +66,13 @@ class WorkQueue(Generic[K]):
         self._share = share
         self._most = most
         self._ready: dict[Hashable, dict[K, None]] = {}  # by share; none is empty
-        self._working: set[K] = set()
+        self._working: dict[K, float] = {}  # since when
         self._busy: Counter[Hashable] = Counter()  # share -> how many of `_working`
         self._again: set[K] = set()
         self._urgent: set[K] = set()  # of `_again`
         self._closed = False
         self._failures: dict[K, int] = {}
+        self._rests: dict[K, float] = {}  # of those: until when no event brings it back
         self._when: dict[K, float] = {}
         self._later: list[tuple[float, int, K]] = []
         self._count = itertools.count()
@@ -77,8 +89,11 @@ class WorkQueue(Generic[K]):
         return len(self._failures)
 
     def add(self, key: K, urgent: bool = False) -> None:
-        """`key` is due, also if it failed and waits: something has changed. What is `urgent` and
-        comes while it is worked on does not wait, however that ends."""
+        """`key` is due: something has changed. One that failed and waits is due once it has rested,
+        and at once if that is `urgent`, also where it comes during the attempt that fails."""
+        if key in self._failures and key not in self._working and not urgent:
+            self._put_off(key, max(self._rests[key], self._clock()))
+            return
         self._when.pop(key, None)
         self._due(key)
         if urgent and key in self._working:
@@ -92,7 +107,9 @@ class WorkQueue(Generic[K]):
 
     def add_after(self, key: K, seconds: float) -> None:
         """`key` is due in so many seconds, unless it is earlier anyway."""
-        when = self._clock() + max(0.0, seconds)
+        self._put_off(key, self._clock() + max(0.0, seconds))
+
+    def _put_off(self, key: K, when: float) -> None:
         if key in self._ready.get(self._share(key), ()) or self._when.get(key, when + 1) <= when:
             return
         self._when[key] = when
@@ -111,7 +128,7 @@ class WorkQueue(Generic[K]):
                     del keys[key], self._ready[share]
                     if keys:
                         self._ready[share] = keys  # behind the others now
-                    self._working.add(key)
+                    self._working[key] = self._clock()
                     self._busy[share] += 1
                     return key
             self._changed.clear()
@@ -123,9 +140,11 @@ class WorkQueue(Generic[K]):
                 continue
 
     def done(self, key: K, *, failed: bool = False, again_after: float | None = None) -> None:
-        """The work on `key` ended; it comes back after its backoff if it failed, after
-        `again_after` seconds if that is given, at once if it became due meanwhile."""
-        self._working.remove(key)
+        """The work on `key` ended; it comes back after its backoff if it failed (after its rest if
+        it became due meanwhile), after `again_after` seconds if that is given, at once if it
+        became due meanwhile and has not failed."""
+        now = self._clock()
+        took = now - self._working.pop(key)
         share = self._share(key)
         self._busy[share] -= 1
         if not self._busy[share]:
@@ -133,20 +152,18 @@ class WorkQueue(Generic[K]):
         self._changed.set()
         if failed:
             self._failures[key] = self._failures.get(key, 0) + 1
+            self._rests[key] = now + rest(took)
+            self._put_off(key, now + backoff(self._failures[key], self._rng))
         else:
             self._failures.pop(key, None)
+            self._rests.pop(key, None)
+            if again_after is not None:
+                self.add_after(key, again_after)
         urgent = key in self._urgent
         self._urgent.discard(key)
         if key in self._again:
-            # What changes during an outage is no reason to hurry back into it.
             self._again.discard(key)
-            if urgent or not failed:
-                self.add(key)
-                return
-        if failed:
-            self.add_after(key, backoff(self._failures[key], self._rng))
-        elif again_after is not None:
-            self.add_after(key, again_after)
+            self.add(key, urgent)
 
     def _wake(self) -> None:
         """Move what has become due to the ready ones."""
