@@ -157,10 +157,9 @@ class Cluster:
             )
 
     def _down(self) -> None:
-        if record := self._record():
-            pid = record["pid"]
-            if machine.started_at(pid) == record["started"]:
-                machine.end(machine.family(pid))
+        # Not by the record: a start that was killed may not have come to write it.
+        for pid in machine.supervisors(str(self.layout.state)):
+            machine.end(machine.family(pid))
         network = self.layout.network
         if self._with_node and machine.owner(network) in ("", str(self.layout.state)):
             machine.remove_network(network)

@@ -67,12 +67,25 @@ def namespaces() -> list[str]:
 
 def owner(network: Network) -> str:
     """The `state` folder of whichever cluster runs in this namespace; "" if none does."""
-    for pid in processes(network):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-            for word, following in itertools.pairwise(words):
-                if word.endswith("/supervisor.py"):
-                    return following
+    return next(filter(None, map(_supervised, processes(network))), "")
+
+
+def supervisors(state: str) -> list[int]:
+    """The supervisor of the cluster whose `state` folder this is, with what started it in a node's
+    namespaces; none if it does not run."""
+    found = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return [pid for pid in found if _supervised(pid) == state]
+
+
+def _supervised(pid: int) -> str:
+    """The `state` folder that a supervisor's command line names; "" for another process."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+    except OSError:  # gone, or hidden from us
+        return ""
+    for word, following in itertools.pairwise(words):
+        if word.endswith("/supervisor.py"):
+            return following
     return ""
 
 
@@ -113,7 +126,7 @@ def remove_network(network: Network) -> None:
             NAMESPACES.rmdir()
 
 
-def _cgroup_parents() -> list[Path]:
+def cgroup_parents() -> list[Path]:
     """The root of each hierarchy: one folder a controller in version 1, one in all in version 2."""
     if (CGROUPS / "cgroup.controllers").exists():
         return [CGROUPS]
@@ -126,7 +139,7 @@ def _cgroup_parents() -> list[Path]:
 
 def make_cgroups(network: Network) -> None:
     """A parent for the pods' control groups, so that they can't be taken for another node's."""
-    for parent in _cgroup_parents():
+    for parent in cgroup_parents():
         group = parent / network.name
         with contextlib.suppress(FileExistsError, PermissionError):
             group.mkdir()
@@ -143,7 +156,7 @@ def remove_cgroups(network: Network) -> None:
     deadline = time.monotonic() + 10.0
     while time.monotonic() < deadline:
         left = False
-        for parent in _cgroup_parents():
+        for parent in cgroup_parents():
             for folder, _, _ in os.walk(parent / network.name, topdown=False):
                 try:
                     Path(folder).rmdir()
