@@ -14,9 +14,10 @@ from e2e.operator.space import GRAPH_LABEL, Json, Space, condition, is_ready, ui
 from e2e.operator_kinds.chat import chat
 
 GRAPH, COMPONENT = "multinode", "Worker"
-GROUPS, ADAPTER = "multinode-worker-group", "multinode-worker"
+ADAPTER = "multinode-worker"
 INDEX_LABEL = "leaderworkerset.sigs.k8s.io/worker-index"
 CLASS_LABEL = "nvidia.com/dynamo-component-class"
+HASH_LABEL = "nvidia.com/dynamo-worker-hash"
 ROLL_S = 150.0
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "multinode.yaml"
@@ -58,13 +59,15 @@ def component_status(space: Space) -> Json:
 @pytest.mark.timeout(300)
 def test_the_leader_serves(groups: Space) -> None:
     status = component_status(groups)
-    assert (status["componentKind"], status["componentNames"]) == ("LeaderWorkerSet", [GROUPS])
+    (leader,) = leaders(groups)
+    worker_hash = leader["metadata"]["labels"][HASH_LABEL]
+    assert status["componentKind"] == "LeaderWorkerSet"
+    assert status["componentNames"] == [f"multinode-worker-group-{worker_hash}"]
     counts = ("replicas", "updatedReplicas", "readyReplicas", "availableReplicas")
     assert [status[count] for count in counts] == [1, 1, 1, 1]
     assert groups.columns(GRAPH)["STATE"] == "successful"
 
     pods = groups.pods(GRAPH, COMPONENT)
-    (leader,) = leaders(groups)
     assert len(pods) == 2
     assert all(map(is_ready, pods))
     assert [
@@ -108,14 +111,18 @@ def told(space: Space) -> Callable[[], str]:
 
 @pytest.mark.timeout(300)
 def test_a_change_rolls_the_group(groups: Space) -> None:
-    """Ready is said of the new group only, whatever the controller says of the old one."""
+    """A new group is made before the old one goes, and Ready is said of the new one only."""
     old = uids(groups.pods(GRAPH, COMPONENT))
     frontends = uids(groups.pods(GRAPH, "Frontend"))
     groups.apply(graph(GENERATION="2"))
+
+    def replaced() -> bool:
+        pods = groups.pods(GRAPH, COMPONENT)
+        assert any(map(is_ready, pods)), "the engine is away"
+        return len(pods) == 2 and all(map(is_ready, pods)) and not uids(pods) & old
+
+    groups.until(replaced, "a new group", ROLL_S, told(groups))
     groups.wait_ready(GRAPH, ROLL_S)
-    pods = groups.pods(GRAPH, COMPONENT, ending=True)
-    assert len(pods) == 2
-    assert not uids(pods) & old
     assert component_status(groups)["updatedReplicas"] == 1
     assert uids(groups.pods(GRAPH, "Frontend")) == frontends
     (leader,) = leaders(groups)

@@ -107,7 +107,8 @@ async def test_leader_worker_sets(plane: Plane, world: World, namespace: str) ->
     kind.install()
 
     async def is_made() -> Json | None:
-        return await world.find(resources.LEADER_WORKER_SETS, namespace, "g-large-group")
+        found = await world.list(resources.LEADER_WORKER_SETS, namespace)
+        return next((s for s in found if s["metadata"]["name"].startswith("g-large-group-")), None)
 
     made = await until("LeaderWorkerSet", is_made)
     assert made["spec"]["leaderWorkerTemplate"]["size"] == 2

@@ -18,7 +18,7 @@ from dynamo_operator.reconcile.gather import parsed
 from dynamo_operator.reconcile.observed import Json, Key, Observed
 from dynamo_operator.reconcile.ownership import FIELD_MANAGER, ROLLOUT_MANAGER, is_applied
 from dynamo_operator.reconcile.plan import Plan
-from dynamo_operator.reconcile.planning import ADAPTER, plan
+from dynamo_operator.reconcile.planning import ADAPTER, WORKLOADS, plan
 from dynamo_operator.render import Platform, names
 
 _KEYED = {
@@ -46,12 +46,39 @@ def fields(value: Any) -> Json:
     return result
 
 
+def template(workload: Json) -> Json:
+    """The template of a workload's pods; of a group's leader."""
+    spec = workload["spec"]
+    found: Json = spec["template"] if "template" in spec else spec["leaderWorkerTemplate"]
+    return found.get("leaderTemplate", found)
+
+
+def _groups(name: str, workload: Json) -> list[Json]:
+    """The pods of a LeaderWorkerSet, all ready."""
+    group = workload["spec"]["leaderWorkerTemplate"]
+    return [
+        {
+            "metadata": {
+                "name": f"{name}-{number}-{node}",
+                "labels": {
+                    **group["workerTemplate" if node else "leaderTemplate"]["metadata"]["labels"],
+                    names.GROUPS_LABEL: name,
+                    names.NODE_LABEL: str(node),
+                },
+            },
+            "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+        }
+        for number in range(workload["spec"].get("replicas", 1))
+        for node in range(group["size"])
+    ]
+
+
 class Namespace:
     """One graph in one namespace. Pods of a template for which `works` is false never get ready."""
 
     def __init__(self, graph: Json, works: Callable[[Json], bool] = lambda template: True) -> None:
         self.works = works
-        self.platform = Platform(namespace="team", apis=frozenset())
+        self.platform = Platform(namespace="team", apis=frozenset({names.LEADER_WORKER_SET}))
         self.children: dict[Key, Json] = {}
         self.writes = 0
         self._versions = itertools.count(1)
@@ -86,8 +113,7 @@ class Namespace:
         return [
             child
             for (kind, _), child in sorted(self.children.items())
-            if kind == "Deployment"
-            and child["metadata"]["labels"][names.COMPONENT_LABEL] == component
+            if kind in WORKLOADS and child["metadata"]["labels"][names.COMPONENT_LABEL] == component
         ]
 
     def adapter(self, component: str) -> Json | None:
@@ -107,20 +133,24 @@ class Namespace:
             raw=self.graph,
             children=dict(self.children),
             pods=tuple(self._pods()),
+            apis=self.platform.apis,
         )
 
     def _pods(self) -> list[Json]:
-        """One broken pod for each workload that can't work; the others decide nothing here."""
+        """One broken pod for each workload that can't work, and all of working groups; the others
+        decide nothing here."""
         found = []
         for (kind, name), child in self.children.items():
-            if kind == "Deployment" and not self.works(child["spec"]["template"]):
+            if kind == "LeaderWorkerSet" and self.works(template(child)):
+                found += _groups(name, child)
+            elif kind in WORKLOADS and not self.works(template(child)):
                 waiting = {"reason": "ImagePullBackOff", "message": "not found"}
                 status = {"name": "main", "state": {"waiting": waiting}, "restartCount": 0}
                 found.append(
                     {
                         "metadata": {
                             "name": f"{name}-x",
-                            "labels": child["spec"]["template"]["metadata"]["labels"],
+                            "labels": template(child)["metadata"]["labels"],
                         },
                         "status": {"containerStatuses": [status]},
                     }
@@ -157,9 +187,9 @@ class Namespace:
     def controllers(self) -> None:
         """Deployments come up; a graph whose workloads are all current is ready."""
         for (kind, _), child in self.children.items():
-            if kind == "Deployment":
+            if kind in WORKLOADS:
                 number = child["spec"].get("replicas", 1)
-                up = number if self.works(child["spec"]["template"]) else 0
+                up = number if self.works(template(child)) else 0
                 child["status"] = {
                     "observedGeneration": child["metadata"]["generation"],
                     "replicas": number,
@@ -170,7 +200,7 @@ class Namespace:
         wanted = plan(self.observed(), self.platform)
         ready = wanted.rollback is None and not any(c.old_workloads for c in wanted.components)
         for component in wanted.components:
-            workload = self.children.get(("Deployment", component.workload))
+            workload = self.children.get((component.workload_kind, component.workload))
             status = (workload or {}).get("status") or {}
             ready = ready and status.get("availableReplicas") == component.replicas
         self.graph["status"] = {
@@ -204,8 +234,8 @@ class Namespace:
                 new["spec"]["replicas"] = live["spec"]["replicas"]
             elif key[0] == "ControllerRevision":
                 assert new["data"] == live["data"], "a revision's data never changes"
-            elif key[0] == "Deployment":
-                assert new["spec"]["selector"] == live["spec"]["selector"], "immutable"
+            elif key[0] in WORKLOADS:
+                assert new["spec"].get("selector") == live["spec"].get("selector"), "immutable"
                 if "replicas" not in new["spec"]:
                     new["spec"]["replicas"] = live["spec"].get("replicas", 1)
             if new.get("spec") != live.get("spec"):

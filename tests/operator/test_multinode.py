@@ -71,7 +71,8 @@ def nodes(graph: Build, platform: Platform) -> Build:
 def test_a_group_lives_and_dies_as_a_whole(nodes: Build) -> None:
     found = nodes(args=["--model", "m", "-tp", "16"], count=4, replicas=3)
     assert found.object["apiVersion"] == "leaderworkerset.x-k8s.io/v1"
-    assert found.object["metadata"]["name"] == "g-w-group"
+    worker_hash = found.labels["leader"]["nvidia.com/dynamo-worker-hash"]
+    assert found.object["metadata"]["name"] == f"g-w-group-{worker_hash}"
     assert found.spec["replicas"] == 3
     assert found.spec["leaderWorkerTemplate"]["size"] == 4
     assert found.spec["leaderWorkerTemplate"]["restartPolicy"] == "RecreateGroupOnPodRestart"

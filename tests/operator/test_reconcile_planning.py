@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from dynamo_operator.reconcile import planning
+from dynamo_operator.reconcile import planning, revisions
 from dynamo_operator.reconcile.plan import Plan
 from dynamo_operator.render import names
 from hypothesis import given, settings
@@ -268,6 +268,61 @@ def test_workers_apart_go_over_to_a_new_generation_together() -> None:
         (workload,) = world.workloads(name)
         assert workload["metadata"]["name"].endswith(second)
         assert workload["spec"]["replicas"] == number
+
+
+def test_a_new_group_comes_before_an_old_one_goes() -> None:
+    world = aggregated(multinode={"nodeCount": 2}, replicas=1)
+    first = world.settle().worker_hash
+    (old,) = world.workloads("Worker")
+    assert old["metadata"]["name"] == f"g-worker-group-{first}"
+    world.edit(set_image("Worker", "two"))
+    for _ in range(20):
+        world.reconcile()
+        up = [w.get("status", {}).get("availableReplicas", 0) for w in world.workloads("Worker")]
+        assert any(up)
+        world.controllers()
+    second = world.settle().worker_hash
+    (new,) = world.workloads("Worker")
+    assert new["metadata"]["name"] == f"g-worker-group-{second}"
+    assert replicas(world, "Worker") == 1
+
+
+def test_engines_over_several_nodes_wait_for_no_others() -> None:
+    world = aggregated(multinode={"nodeCount": 2})
+    world.graph["spec"]["components"].append(
+        component("Other", "worker", multinode={"nodeCount": 2})
+    )
+    world.settle()
+    (stuck,) = world.workloads("Other")
+    world.works = lambda template: "broken" not in template["spec"]["containers"][0]["image"]
+    world.edit(set_image("Other", "broken"))
+    second = world.settle().worker_hash
+    assert stuck["metadata"]["name"] in {w["metadata"]["name"] for w in world.workloads("Other")}
+    (moved,) = world.workloads("Worker")
+    assert moved["metadata"]["name"] == f"g-worker-group-{second}"
+
+
+def test_groups_of_an_operator_that_named_them_without_a_generation_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = aggregated(multinode={"nodeCount": 2})
+    made = revisions.made
+    monkeypatch.setattr(revisions, "made", lambda *what: replace(made(*what), groups_apart=False))
+    world.settle()
+    (old,) = world.workloads("Worker")
+    assert old["metadata"]["name"] == "g-worker-group"
+    monkeypatch.undo()
+    before = world.writes
+    world.settle()
+    assert world.writes == before
+    world.edit(set_image("Worker", "two"))
+    second = world.settle().worker_hash
+    (new,) = world.workloads("Worker")
+    assert new["metadata"]["name"] == f"g-worker-group-{second}"
+    world.edit(set_image("Worker", "one"))
+    world.settle()
+    (again,) = world.workloads("Worker")
+    assert again["metadata"]["name"] == "g-worker-group"
 
 
 def test_going_back_in_the_middle_never_deletes_what_serves() -> None:

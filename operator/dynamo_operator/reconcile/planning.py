@@ -39,14 +39,15 @@ def plan(observed: Observed, platform: Platform) -> Plan:
     known = revisions.read(observed)
     fresh = render_with_notes(observed.graph, platform)
     current, good, look_again_s = _current_revision(observed, known, fresh)
-    kept = Kept(current.worker_hash, current.templates)
+    kept = Kept(current.worker_hash, current.templates, current.groups_apart)
     graph = observed.graph
     rollback = None
     if current.state == revisions.FAILED and good is not None:
         rolled_back = _with_workers_of(graph, current, good)
         if rolled_back is not None:
             graph = rolled_back
-            kept = Kept(good.worker_hash, {**current.templates, **_workers(good)})
+            templates = {**current.templates, **_workers(good)}
+            kept = Kept(good.worker_hash, templates, good.groups_apart)
             rollback = Rollback(current.worker_hash, good.worker_hash, current.reason)
 
     rendered = render_with_notes(graph, platform, kept=kept)
@@ -319,15 +320,26 @@ def _step(
     if not old:
         return rollout.Step({}, {})
     workers = [c.name for c in rendered.components if c.kind == "worker"]
-    return rollout.step(
-        {name: decisions[name].replicas for name in workers},
-        {
-            component.name: _counts(component.name, component.workload, live[component.name])
-            for component in rendered.components
-            if component.name in workers and component.name in live
-        },
-        [_counts(component, name, workload) for _, name, component, workload in old],
-        bounds,
+    wanted = {name: decisions[name].replicas for name in workers}
+    new = {
+        component.name: _counts(component.name, component.workload, live[component.name])
+        for component in rendered.components
+        if component.name in workers and component.name in live
+    }
+    given_up = [_counts(component, name, workload) for _, name, component, workload in old]
+    together = rollout.step(wanted, new, given_up, bounds)
+    if rendered.generation:
+        return together
+    # Each serves without the others.
+    alone = [
+        rollout.step(
+            {name: wanted[name]}, new, [w for w in given_up if w.component == name], bounds
+        )
+        for name in workers
+    ]
+    return rollout.Step(
+        {name: number for step in alone for name, number in step.new.items()},
+        {**together.old, **{n: number for step in alone for n, number in step.old.items()}},
     )
 
 

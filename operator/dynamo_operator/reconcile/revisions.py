@@ -46,6 +46,8 @@ class Revision:
     """Component -> its pod templates, as in `render.Kept`."""
     spec: Json
     """The graph's spec that it was rendered from."""
+    groups_apart: bool = True
+    """As in `render.Kept`; not on record means that they were not."""
     state: str = ""
     """`GOOD` once all of it ran and was routable, `FAILED` if its containers failed, else ""."""
     reason: str = ""
@@ -66,18 +68,21 @@ class Revision:
         }
         if annotations:
             metadata["annotations"] = annotations
+        data: Json = {
+            "inputs": self.inputs,
+            "workerHash": self.worker_hash,
+            "workers": list(self.workers),
+            "templates": dict(self.templates),
+            "spec": self.spec,
+        }
+        if self.groups_apart:
+            data["groupsApart"] = True
         return {
             "apiVersion": "apps/v1",
             "kind": "ControllerRevision",
             "metadata": metadata,
             "revision": self.number,
-            "data": {
-                "inputs": self.inputs,
-                "workerHash": self.worker_hash,
-                "workers": list(self.workers),
-                "templates": dict(self.templates),
-                "spec": self.spec,
-            },
+            "data": data,
         }
 
 
@@ -123,6 +128,7 @@ def read(observed: Observed) -> list[Revision]:
                     workers=tuple(data["workers"]),
                     templates=dict(data["templates"]),
                     spec=dict(data["spec"]),
+                    groups_apart=bool(data.get("groupsApart", False)),
                     state=str(annotations.get(STATE_ANNOTATION, "")),
                     reason=str(annotations.get(REASON_ANNOTATION, "")),
                 )

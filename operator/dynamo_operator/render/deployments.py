@@ -2,7 +2,9 @@
 
 Graphs with prefill and decode workers get one Deployment for each role and hash: a changed
 worker makes new Deployments beside the old ones, so that a new prefill worker never serves an old
-decode worker. Aggregated workers roll in place. The hash stands on every worker's pods.
+decode worker. So do engines over several nodes, in any graph: a LeaderWorkerSet of one group takes
+it away before it makes the new one, or (up to lws v0.8, where a surge is wanted) rolls never. Other
+workers roll in place. The hash stands on every worker's pods.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,9 +27,18 @@ def worker_hash(parts: Sequence[Part]) -> str:
     )
 
 
-def generations_apart(parts: Sequence[Part]) -> bool:
+def is_split(parts: Sequence[Part]) -> bool:
     """Whether the graph's workers are split into prefill and decode."""
     return {"prefill", "decode"} <= {part.role for part in parts}
+
+
+def generation(part: Part, parts: Sequence[Part], worker_hash: str, kept: Kept | None) -> str:
+    """`worker_hash` where each generation of the part's pods has a workload of its own, else "".
+
+    Kept templates stay in the workload that they run in: renaming it would replace its pods.
+    """
+    group = part.workload_kind == "LeaderWorkerSet" and (kept is None or kept.groups_apart)
+    return worker_hash if part.is_worker and (group or is_split(parts)) else ""
 
 
 def reused(part: Part, kept: Kept | None) -> Mapping[str, Json]:
@@ -49,9 +60,7 @@ def stamped(template: Json, worker_hash: str, restart: str | None) -> Json:
 
 
 def workload_name(part: Part, graph: Graph, generation: str) -> str:
-    """Name of what runs the part's pods; `generation` is the worker hash where it is part of the
-    name, else ""."""
-    generation = generation if part.is_worker else ""
+    """Name of what runs the part's pods, of its `generation`."""
     if part.workload_kind == "LeaderWorkerSet":
         return names.group_name(graph.name, part.spec.name, generation)
     name = names.object_name(graph.name, part.spec.name)
@@ -61,7 +70,7 @@ def workload_name(part: Part, graph: Graph, generation: str) -> str:
 def selector(part: Part, graph: Graph, generation: str) -> Json:
     """Labels that pick the pods of one workload."""
     labels = part.selector(graph)
-    if generation and part.is_worker:
+    if generation:
         labels[names.WORKER_HASH_LABEL] = generation
     return labels
 
@@ -69,7 +78,7 @@ def selector(part: Part, graph: Graph, generation: str) -> Json:
 def workload_metadata(part: Part, graph: Graph, generation: str, scale: Scale) -> Json:
     """Metadata of a workload."""
     labels = dict(part.labels)
-    if generation and part.is_worker:
+    if generation:
         labels[names.WORKER_HASH_LABEL] = generation
     metadata = graph.metadata(workload_name(part, graph, generation), labels)
     if scale.marker:

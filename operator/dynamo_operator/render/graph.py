@@ -84,7 +84,7 @@ class Rendered:
     worker_hash: str
     """Of the workers' templates, 8 hex digits: the kept one where templates are kept."""
     generation: str
-    """`worker_hash` where it is part of the workers' names and selectors, else ""."""
+    """`worker_hash` where it is part of all workers' names and selectors, else ""."""
 
 
 def render(graph: DynamoGraphDeployment, platform: Platform) -> list[Manifest]:
@@ -134,7 +134,6 @@ def render_with_notes(
     pairing.give_secret(parts, whole)
     scaling.tell_planners(parts, whole)
     worker_hash = kept.worker_hash if kept is not None else deployments.worker_hash(parts)
-    generation = worker_hash if deployments.generations_apart(parts) else ""
     workloads: list[Manifest] = []
     others: list[Manifest | None] = []
     for part in parts:
@@ -142,6 +141,7 @@ def render_with_notes(
         part.templates = deployments.reused(part, kept)
         sized = scale.get(name, Scale(part.replicas))
         stamp = worker_hash if part.is_worker else ""
+        generation = deployments.generation(part, parts, worker_hash, kept)
         stamped = {
             which: deployments.stamped(template, stamp, restarts.get(name))
             for which, template in part.templates.items()
@@ -188,7 +188,7 @@ def render_with_notes(
         notes=noted.ordered(),
         components=tuple(components),
         worker_hash=worker_hash,
-        generation=generation,
+        generation=worker_hash if deployments.is_split(parts) else "",
     )
 
 

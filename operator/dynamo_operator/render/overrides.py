@@ -20,6 +20,9 @@ class Kept:
     templates: Mapping[str, Mapping[str, Json]]
     """Component → its templates as in `RenderedComponent.templates`. A component that is not in
     it, or whose workload is of another kind by now, is rendered afresh."""
+    groups_apart: bool = True
+    """Whether the LeaderWorkerSets of workers had the hash in their names in any graph, not only
+    where prefill and decode are apart."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ def secrets(parts: Sequence[Part], graph: Graph) -> list[Json]:
 def give_secret(parts: Sequence[Part], graph: Graph) -> None:
     """Let the pods of pickers and of prefill and decode workers have it, where their author has not
     given one."""
-    if not deployments.generations_apart(parts):
+    if not deployments.is_split(parts):
         return
     source = {
         "secretKeyRef": {
