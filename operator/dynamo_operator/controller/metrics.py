@@ -46,7 +46,8 @@ class OperatorMetrics:
         )
         self.resources = Gauge(
             "dynamo_operator_resources_total",
-            "Objects by state; of graphs their status.state, of adapters whether they rule.",
+            "Objects that this process takes care of as the leader, by state: of graphs their"
+            " status.state; an adapter is ready once it has a status, and pending until then.",
             ["resource_type", "namespace", "status"],
             registry=registry,
         )

@@ -9,6 +9,7 @@ import os
 import random
 import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -424,9 +425,15 @@ class Operator:
             metrics.relists.set(sum(cache.relists for cache in self._caches))
             silence = time.monotonic() - self._caches.last_heard
             metrics.silence.set(silence)
-            graphs = [g for g in self._index.graphs if self._is_ours(g["metadata"]["namespace"])]
-            metrics.count_resources(graphs, self._caches.objects(resources.ADAPTERS))
+            adapters = self._caches.objects(resources.ADAPTERS)
+            metrics.count_resources(self._ruled(self._index.graphs), self._ruled(adapters))
             self._judge(silence)
+
+    def _ruled(self, items: Iterable[Json]) -> list[Json]:
+        """Those that this process takes care of: each object counts in one process, or in none."""
+        if not self._leading:
+            return []
+        return [item for item in items if self._is_ours(item["metadata"]["namespace"])]
 
     def _judge(self, silence: float) -> None:
         """Ready means that the caches are filled and current."""
