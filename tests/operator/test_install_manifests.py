@@ -116,6 +116,20 @@ def test_the_webhook_may_create_what_it_tries_and_change_nothing() -> None:
         assert rule["verbs"] == ["create"]
 
 
+@pytest.mark.parametrize("name", ["cluster-wide", "restricted"])
+def test_nobody_is_asked_about_what_is_being_deleted(name: str) -> None:
+    """Foreground deletion ends by updates of the garbage collector's."""
+    (hooks,) = [
+        manifest["webhooks"]
+        for manifest in manifests(CASES[name])
+        if manifest["kind"] == "ValidatingWebhookConfiguration"
+    ]
+    for hook in hooks:
+        assert all("DELETE" not in rule["operations"] for rule in hook["rules"])
+        expressions = [condition["expression"] for condition in hook["matchConditions"]]
+        assert expressions == ["!has(object.metadata.deletionTimestamp)"]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_pods_are_fit_for_a_restricted_namespace(name: str) -> None:
     workloads = [m for m in manifests(CASES[name]) if m["kind"] == "Deployment"]

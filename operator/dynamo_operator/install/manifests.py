@@ -73,6 +73,11 @@ def webhook_configuration(name: str, namespace: str, only: Sequence[str] = ()) -
                 "scope": "Namespaced",
             }
         ],
+        # Policy lets everything pass that is being deleted. Asked about it, a webhook that is away
+        # would keep the garbage collector from taking its finalizers off.
+        "matchConditions": [
+            {"name": "stays", "expression": "!has(object.metadata.deletionTimestamp)"}
+        ],
         "failurePolicy": "Fail",
         "matchPolicy": "Equivalent",
         "sideEffects": "None",
