@@ -246,7 +246,7 @@ def manifests(
         list[str] | None,
         typer.Option(
             help="Restrict it to this namespace, with rights in no other; repeatable. The CRDs are "
-            "then not its business."
+            "then not its business: a cluster-wide one installs them, or `dynamo operator crds`."
         ),
     ] = None,
     webhook: Annotated[
@@ -266,8 +266,9 @@ def manifests(
 ) -> None:
     """Print the manifests that install operator and webhook.
 
-    The webhook installs the CRDs when it starts. Without it, `dynamo operator crds --apply
-    --no-webhook` does.
+    The webhook installs the CRDs when it starts. With --no-webhook or --watch-namespace, and where
+    no cluster-wide operator has installed them, apply them first: `dynamo operator crds --apply
+    --no-webhook`.
 
     Examples:
 

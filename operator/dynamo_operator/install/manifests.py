@@ -1,8 +1,8 @@
 """The manifests of an installation, in the order to apply them.
 
 Pure, as rendering is: equal settings give equal bytes. The CRDs are not among them, because they
-may be somebody else's: the webhook installs them when it starts, and refuses those of others;
-without a webhook `dynamo operator crds --apply` does.
+may be somebody else's: a cluster-wide webhook installs them when it starts, and refuses those of
+others; where there is none, `dynamo operator crds --apply --no-webhook` does.
 """
 
 from __future__ import annotations
