@@ -86,7 +86,7 @@ def kind(request: Request) -> str:
         return "lease"
     if request.verb == "watch":
         return "watch"
-    if not request.resource:
+    if not request.resource or request.resource == "customresourcedefinitions":
         return "discovery"
     if request.verb in ("get", "list"):
         return "reads"

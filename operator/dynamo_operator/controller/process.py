@@ -9,7 +9,7 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -25,10 +25,11 @@ from prometheus_client import CollectorRegistry
 
 from dynamo_operator.controller import scope
 from dynamo_operator.controller.apis import ServedApis, group_kind
+from dynamo_operator.controller.crds import OwnCrds
 from dynamo_operator.controller.metrics import GRAPH, OperatorMetrics
 from dynamo_operator.controller.reconciler import NotInOrder, Reconciler
 from dynamo_operator.controller.settings import OperatorSettings
-from dynamo_operator.install.crds import ForeignCrds, check_owner
+from dynamo_operator.install.crds import ForeignCrds
 from dynamo_operator.marker import MARKER
 from dynamo_operator.reconcile import gather
 from dynamo_operator.reconcile.gather import GraphIndex, GraphKey
@@ -72,33 +73,15 @@ async def run_operator(settings: OperatorSettings, lifecycle: Lifecycle) -> int:
     )
     try:
         await status.start()
-        await _check_crds(client, lifecycle)
         operator = Operator(settings, lifecycle, client, lease_client, metrics, identity)
         return await operator.run()
-    except (AddressInUse, ForeignCrds) as error:
+    except AddressInUse as error:
         log.error("%s", error)
         return 1
     finally:
         await status.stop()
         await client.close()
         await lease_client.close()
-
-
-async def _check_crds(client: KubernetesClient, lifecycle: Lifecycle) -> None:
-    """Raises `ForeignCrds` if the graphs are another operator's. An account that may not look at
-    CRDs (of a restricted operator, perhaps) goes on without; an API server that does not answer is
-    asked again."""
-    while not lifecycle.stop_requested.is_set():
-        try:
-            return await check_owner(client)
-        except ApiError as error:
-            if error.status in (401, 403):
-                log.info("whose the CRDs are can't be seen: %s", error)
-                return None
-            lifecycle.set_not_ready(f"the API server can't be asked: {error}")
-            log.warning("the API server can't be asked: %s", error)
-            await asyncio.sleep(RETRY_S)
-    return None
 
 
 class Operator:
@@ -147,6 +130,7 @@ class Operator:
         self._apis = ServedApis(
             client, gather.OPTIONAL_CHILDREN, self._apis_changed, settings.discovery_seconds
         )
+        self._crds = OwnCrds(client, settings.discovery_seconds)
         self._optional: dict[Resource, tuple[Informers, asyncio.Task[None]]] = {}
         self._registries: dict[tuple[str, str], Json] = {}
         self._leading = False
@@ -158,7 +142,12 @@ class Operator:
         stopping: asyncio.Task[Any] = asyncio.create_task(lifecycle.stop_requested.wait())
         background: list[asyncio.Task[None]] = [
             asyncio.create_task(task)
-            for task in (self._caches.run(), self._keep_gauges(), self._marked.run())
+            for task in (
+                self._caches.run(),
+                self._keep_gauges(),
+                self._marked.run(),
+                self._crds.run(),
+            )
         ]
         leading = asyncio.create_task(self._lead())
         try:
@@ -174,6 +163,9 @@ class Operator:
             return 0
         except* LeaseLost as lost:
             log.error("%s: stopping, so that there is one leader only", _first(lost))
+            return_code = 1
+        except* ForeignCrds as foreign:
+            log.error("%s", _first(foreign))
             return_code = 1
         finally:
             tasks = [stopping, leading, *background, *(task for _, task in self._optional.values())]
@@ -308,8 +300,10 @@ class Operator:
     # --- leading
 
     async def _lead(self) -> None:
-        """Wait for the lease and reconcile. Ends when the queue is closed, or by `LeaseLost`."""
-        await self._look_at_apis()
+        """Wait for the lease and reconcile. Ends when the queue is closed, by `LeaseLost`, or by
+        `ForeignCrds`."""
+        await self._answered(self._crds.look)
+        await self._answered(self._apis.look)
         await self._caches.synced()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(OPTIONAL_SYNC_S):
@@ -344,6 +338,8 @@ class Operator:
                 # Renewed from the beginning: lists of a large cluster take longer than a lease.
                 beside.append(group.create_task(self._lease.hold()))
                 await self._refresh()
+            # What ended the leader before, perhaps.
+            await self._answered(self._crds.look)
             if settings.restricted:
                 beside.append(
                     group.create_task(self._markers.keep(self._lease_client, self._identity))
@@ -368,10 +364,11 @@ class Operator:
                 for caches, _ in list(self._optional.values()):
                     await caches.refresh()
 
-    async def _look_at_apis(self) -> None:
+    async def _answered(self, look: Callable[[], Awaitable[None]]) -> None:
+        """Look until the API server has answered."""
         while True:
             try:
-                await self._apis.look()
+                await look()
                 return
             except ApiError as error:
                 self._lifecycle.set_not_ready(f"the API server can't be asked: {error}")
@@ -439,7 +436,8 @@ class Operator:
         """Ready means that the caches are filled and current."""
         problems = self._caches.problems
         if not all(cache.synced.is_set() for cache in self._caches):
-            self._lifecycle.set_not_ready(problems[0] if problems else "filling the caches")
+            said = problems[0] if problems else "filling the caches"
+            self._lifecycle.set_not_ready(self._crds.missing or said)
         elif silence > STALE_S:
             said = problems[0] if problems else f"a cache was silent for {silence:.0f} s"
             self._lifecycle.set_not_ready(said)

@@ -35,7 +35,8 @@ class OperatorSettings:
     the pull secrets of images by their registry."""
     discovery_seconds: float = 60.0
     """How often the API server is asked which optional kinds it serves; one that is installed later
-    (LeaderWorkerSets, InferencePools) is used from then on."""
+    (LeaderWorkerSets, InferencePools) is used from then on. And whose the CRDs are: where a Dynamo
+    has been installed, the process ends."""
     platform: Platform = field(default_factory=Platform)
     status_host: str = "0.0.0.0"
     status_port: int = 9090

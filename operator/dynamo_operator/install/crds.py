@@ -159,9 +159,12 @@ def _numbers(release: str) -> tuple[int, ...]:
     return tuple(int(part) for part in found[0].split(".")) if found else ()
 
 
-async def check_owner(client: KubernetesClient) -> None:
-    """Raises `ForeignCrds` if CRDs of our names are somebody else's: their graphs are, too."""
-    _refuse_foreign({name: await _get(client, name) for name in CRD_NAMES})
+async def check_owner(client: KubernetesClient) -> list[str]:
+    """Names of our CRDs that are not there. Raises `ForeignCrds` if CRDs of our names are somebody
+    else's: their graphs are, too."""
+    present = {name: await _get(client, name) for name in CRD_NAMES}
+    _refuse_foreign(present)
+    return [name for name, crd in present.items() if crd is None]
 
 
 def _refuse_foreign(present: Mapping[str, Json | None]) -> None:
