@@ -142,7 +142,9 @@ def test_an_adapter_rules_and_leaves_what_runs() -> None:
     assert of(plan, "Worker").ignored_replicas == 2
 
     world.edit(set_replicas("Worker", 4))  # said, and without effect
+    assert of(world.reconcile(), "Worker").renumbered
     plan = world.settle()
+    assert not of(plan, "Worker").renumbered
     assert replicas(world, "Worker") == 5
     assert of(plan, "Worker").ignored_replicas == 4
 

@@ -218,21 +218,40 @@ def test_what_is_wrong_is_told_once(story: Story) -> None:
 
 
 def test_a_number_in_the_graph_that_has_no_effect_is_warned_of(story: Story) -> None:
-    def ruled(number: int, ignored: int | None) -> Plan:
-        worker = component(replicas=number, scaled_by="adapter", ignored_replicas=ignored)
+    def ruled(number: int, ignored: int | None, changed: bool = False) -> Plan:
+        worker = component(
+            replicas=number,
+            scaled_by="adapter",
+            ignored_replicas=ignored,
+            renumbered=changed,
+        )
         return plan(component("frontend"), worker)
+
+    def reason() -> str:
+        conditions = story.status["components"]["worker"]["conditions"]
+        (found,) = [c["reason"] for c in conditions if c["type"] == "ScalingActive"]
+        return str(found)
 
     warning = ("Warning", "GraphReplicasIgnored")
     story.see(READY, ruled(2, None))
     # The autoscaler scales: the graph's number was right once, and nobody has touched it.
     story.see(observed(FRONTEND, deployment(wanted=5)), ruled(5, 2))
     assert warning not in story.told
-    story.see(observed(FRONTEND, deployment(wanted=5)), ruled(5, 3), 2)
+    assert reason() == "ScaledByAdapter"
+    story.see(observed(FRONTEND, deployment(wanted=5)), ruled(5, 3, changed=True), 2)
     assert warning in story.told
     story.see(observed(FRONTEND, deployment(wanted=6)), ruled(6, 3), 2)
     assert warning not in story.told
+    assert reason() == "GraphReplicasIgnored"
     story.see(observed(FRONTEND, deployment(wanted=6)), ruled(6, 3), 3)
     assert warning not in story.told
+    story.see(observed(FRONTEND, deployment(wanted=6)), ruled(6, 4, changed=True), 4)
+    assert warning in story.told
+    # The adapter comes to the graph's number, and leaves it again.
+    for number, ignored in ((4, None), (5, 4)):
+        story.see(observed(FRONTEND, deployment(wanted=number)), ruled(number, ignored), 4)
+        assert reason() == "ScaledByAdapter"
+        assert warning not in story.told
 
 
 # --- adapters

@@ -485,6 +485,10 @@ def test_what_was_changed_of_the_manifest_is_said() -> None:
         ),
         (
             {"scaled_by": "adapter", "ignored_replicas": 3},
+            ("True", "ScaledByAdapter", "the scaling adapter dgdsa/g-worker rules with 5"),
+        ),
+        (
+            {"scaled_by": "adapter", "ignored_replicas": 3, "renumbered": True},
             (
                 "True",
                 "GraphReplicasIgnored",
@@ -515,10 +519,8 @@ def test_what_was_changed_of_the_manifest_is_said() -> None:
             {"scaled_by": "kube-controller-manager", "ignored_replicas": 3},
             (
                 "True",
-                "GraphReplicasIgnored",
-                "spec.components[Worker].replicas is 3, kube-controller-manager on"
-                " Deployment/g-worker rules with 5; change it with its autoscaler, or point that at"
-                " a scaling adapter",
+                "ScaledByAutoscaler",
+                "kube-controller-manager on Deployment/g-worker rules with 5",
             ),
         ),
     ],

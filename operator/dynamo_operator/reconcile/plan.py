@@ -34,6 +34,8 @@ class ComponentPlan:
     a foreign writer such as an autoscaler on the Deployment."""
     ignored_replicas: int | None = None
     """The graph's number, where an adapter or another writer rules and the numbers differ."""
+    renumbered: bool = False
+    """Whether the author has changed that number since the last plan."""
     old_workloads: tuple[str, ...] = ()
     """Workloads of earlier generations that still run."""
 

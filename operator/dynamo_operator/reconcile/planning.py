@@ -436,6 +436,7 @@ def _component(
         replicas=decision.replicas,
         scaled_by=decision.by,
         ignored_replicas=component.replicas if ruled and differs else None,
+        renumbered=decision.renumbered,
         old_workloads=tuple(name for _, name, owner, _ in old if owner == component.name),
     )
 

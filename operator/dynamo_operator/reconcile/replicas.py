@@ -61,6 +61,8 @@ class Decision:
     an earlier generation), or the field manager of an autoscaler on the workload."""
     marker: Marker | None = None
     """What to remember on the workload."""
+    renumbered: bool = False
+    """Whether the graph's number, which an adapter overrules, is another than was remembered."""
 
     @property
     def yielded(self) -> bool:
@@ -80,10 +82,11 @@ def decide(
     being deleted), `workload` the live workload, `earlier` that of the generation before while
     there is no other.
     """
-    if adapter is not None:
-        return Decision(adapter, "adapter", Marker(graph, adapter))
     marker = Marker.of(workload or earlier)
-    if marker is not None and marker.graph != graph:
+    moved = marker is not None and marker.graph != graph
+    if adapter is not None:
+        return Decision(adapter, "adapter", Marker(graph, adapter), moved)
+    if moved:
         return Decision(graph, "graph")
     if workload is not None and is_yielded(workload):
         return Decision(number(workload), AUTOSCALER, Marker(graph, None, autoscaled=True))

@@ -4,6 +4,7 @@ Available: somebody serves. Routable: requests reach it. ScalingActive: somebody
 graph says how many. They stand in `status.components.<name>.conditions`.
 """
 
+from dynamo_operator.diagnosis.fields import at, items, text
 from dynamo_operator.diagnosis.wording import sentences
 from dynamo_operator.reconcile.plan import Refused
 from dynamo_operator.render import names
@@ -101,7 +102,11 @@ def _no_picker(facts: ComponentFacts) -> Verdict | None:
 
 
 def scaling(facts: ComponentFacts) -> Verdict | None:
-    """Who rules over the replicas; None while it is simply the graph."""
+    """Who rules over the replicas; None while it is simply the graph.
+
+    That an adapter's number is another than the graph's is what it is there for. It is told where
+    the author changed the graph's number all the same, for as long as the numbers differ.
+    """
     plan = facts.it.plan
     if plan.scaled_by == "graph":
         return None
@@ -115,19 +120,23 @@ def scaling(facts: ComponentFacts) -> Verdict | None:
             f" {field} changes; point the autoscaler at a scaling adapter"
         )
         return Verdict("False", "AutoscalerOutlived", message)
+    if plan.scaled_by != "adapter":
+        message = f"{plan.scaled_by} on {plan.workload_kind}/{plan.workload} rules"
+        return Verdict("True", "ScaledByAutoscaler", f"{message} with {plan.replicas}")
     adapter = f"dgdsa/{names.adapter_name(facts.graph.observed.name, plan.name)}"
-    if plan.scaled_by == "adapter":
-        ruler, advice = f"the scaling adapter {adapter}", f"kubectl scale {adapter}"
-        reason = "ScaledByAdapter"
-    else:
-        ruler = f"{plan.scaled_by} on {plan.workload_kind}/{plan.workload}"
-        advice = "its autoscaler, or point that at a scaling adapter"
-        reason = "ScaledByAutoscaler"
-    rules = f"{ruler} rules with {plan.replicas}"
-    if plan.ignored_replicas is None:
-        return Verdict("True", reason, rules)
-    message = f"{field} is {plan.ignored_replicas}, {rules}; change it with {advice}"
+    rules = f"the scaling adapter {adapter} rules with {plan.replicas}"
+    if plan.ignored_replicas is None or not (plan.renumbered or _was_ignored(facts)):
+        return Verdict("True", "ScaledByAdapter", rules)
+    message = f"{field} is {plan.ignored_replicas}, {rules}; change it with kubectl scale {adapter}"
     return Verdict("True", GRAPH_REPLICAS_IGNORED, message)
+
+
+def _was_ignored(facts: ComponentFacts) -> bool:
+    before = at(facts.graph.observed.status, "components", facts.it.name)
+    return any(
+        text(condition, "reason") == GRAPH_REPLICAS_IGNORED
+        for condition in items(before, "conditions")
+    )
 
 
 # --- what keeps it from Ready

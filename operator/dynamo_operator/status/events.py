@@ -117,10 +117,7 @@ def _restart(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[EventTe
 
 
 def _ignored(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[EventText]:
-    """A number that was written into the graph while somebody else rules over it. That it differs
-    because the other one scales is no news: the graph has to have changed."""
-    if at(old, "observedGeneration") == at(new, "observedGeneration") or not old:
-        return
+    """A number that was written into the graph while somebody else rules over it."""
     for name in at(new, "components") or {}:
         before = _condition(at(old, "components", name) or {}, "ScalingActive")
         now = _condition(at(new, "components", name), "ScalingActive")
