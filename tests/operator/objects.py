@@ -189,8 +189,9 @@ def leader_worker_set(
     ready: int | None = None,
     updated: int | None = None,
     updating: bool = False,
+    progressing: str = "",
 ) -> Json:
-    """A component's LeaderWorkerSet; its counts are engines."""
+    """A component's LeaderWorkerSet; its counts are engines. `progressing`: since when."""
     return {
         "apiVersion": "leaderworkerset.x-k8s.io/v1",
         "kind": "LeaderWorkerSet",
@@ -213,6 +214,11 @@ def leader_worker_set(
             "updatedReplicas": wanted if updated is None else updated,
             "conditions": [
                 {"type": "UpdateInProgress", "status": "True" if updating else "False"},
+                *(
+                    [{"type": "Progressing", "status": "True", "lastTransitionTime": progressing}]
+                    if progressing
+                    else []
+                ),
             ],
         },
     }

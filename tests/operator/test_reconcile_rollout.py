@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
-from dynamo_operator.reconcile import rollout
+from dynamo_operator.reconcile import progress, rollout
 from dynamo_operator.reconcile.rollout import Bounds, Workload, step
+from dynamo_operator.render.deployments import DEADLINE_SECONDS
+from dynamo_operator.status import facts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -210,3 +213,60 @@ def test_only_what_is_in_the_pods_counts_as_failing() -> None:
     assert why(objects.pod_crashing(restarts=1)) == ""  # it may yet recover
     assert why(crashing, objects.pod_ready(number=1)) == ""  # where one works, it can work
     assert why(crashing, of="another") == ""
+
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("pods", "why"),
+    [
+        ([objects.pod_starting()], "Starting: container main has not passed its startup probe yet"),
+        ([objects.pod_ready(), objects.pod_crashing(number=1, restarts=1)], "CrashLoopBackOff: "),
+        ([objects.pod_ready(), objects.pod_unready(number=1)], "NotReady: container main runs"),
+        ([objects.pod_starting(), objects.pod_unschedulable(number=1)], ""),
+        ([objects.pod_waiting()], ""),  # its volumes, say
+        ([objects.pod_ready()], ""),
+        ([], ""),
+    ],
+)
+@pytest.mark.parametrize("kind", ["Deployment", "LeaderWorkerSet"])
+def test_a_rollout_that_stands_still_fails_if_its_containers_are_to_blame(
+    kind: str, pods: list[objects.Json], why: str
+) -> None:
+    long_ago = (NOON - timedelta(seconds=DEADLINE_SECONDS)).isoformat()
+    stuck, moving = {
+        "Deployment": (objects.deployment(stalled=True), objects.deployment()),
+        "LeaderWorkerSet": (
+            objects.leader_worker_set(progressing=long_ago),
+            objects.leader_worker_set(progressing=(NOON - timedelta(hours=1)).isoformat()),
+        ),
+    }[kind]
+
+    def found(child: objects.Json, of: str = objects.HASH) -> str:
+        seen = replace(objects.observed(child, pods=pods), at=NOON)
+        return rollout.failing(seen, of, ["worker"]).why
+
+    expected = f"component worker: no progress within its deadline: {why}" if why else ""
+    assert found(stuck).startswith(expected)
+    assert bool(found(stuck)) is bool(why)
+    assert found(moving) == ""
+    assert found(stuck, of="another") == ""
+
+
+def test_a_quota_is_no_fault_of_what_is_in_the_pods() -> None:
+    stuck = objects.deployment(stalled=True, refused="exceeded quota: gpus")
+    seen = objects.observed(stuck, pods=[objects.pod_starting()])
+    assert rollout.failing(seen, objects.HASH, ["worker"]).why == ""
+
+
+def test_groups_are_looked_at_again_when_their_deadline_passes() -> None:
+    groups = objects.leader_worker_set(progressing=(NOON - timedelta(hours=2)).isoformat())
+    assert progress.look_again_s(groups, NOON) == DEADLINE_SECONDS - 7200
+    assert progress.look_again_s(groups, NOON + timedelta(hours=1)) is None
+    assert progress.look_again_s(objects.leader_worker_set(), NOON) is None
+    assert progress.look_again_s(objects.deployment(), NOON) is None
+    later = replace(objects.observed(groups), at=NOON + timedelta(hours=1))
+    assert (
+        facts.workload("LeaderWorkerSet", "g-worker", groups, later).stalled == "groups are missing"
+    )

@@ -5,6 +5,7 @@ must also survive an object of a newer version or one that somebody's webhook ha
 """
 
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 from dynamo_operator.render.merge import entries, mapping
@@ -31,6 +32,15 @@ def count(value: Any, *path: str, default: int = 0) -> int:
     if not isinstance(found, int) or isinstance(found, bool):
         return default
     return max(0, min(found, INT32_MAX))
+
+
+def moment(value: Any, *path: str) -> datetime | None:
+    """The time at `path`; None where there is none, or one that names no zone."""
+    try:
+        found = datetime.fromisoformat(text(value, *path))
+    except ValueError:
+        return None
+    return found if found.tzinfo is not None else None
 
 
 def items(value: Any, *path: str) -> Iterator[Mapping[str, Any]]:

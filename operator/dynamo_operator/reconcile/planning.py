@@ -14,7 +14,7 @@ from typing import Any
 from dynamo_crds.v1beta1 import DynamoGraphDeployment
 from pydantic import ValidationError
 
-from dynamo_operator.reconcile import replicas, restart, revisions, rollout
+from dynamo_operator.reconcile import progress, replicas, restart, revisions, rollout
 from dynamo_operator.reconcile.observed import Json, Key, Observed
 from dynamo_operator.reconcile.ownership import is_applied, stamped
 from dynamo_operator.reconcile.plan import ComponentPlan, Plan, RestartPlan, Rollback
@@ -88,6 +88,7 @@ def plan(observed: Observed, platform: Platform) -> Plan:
         current = replace(current, state=revisions.GOOD)
     owned = (stamped(_owned(current.manifest(observed), observed)), *owned)
     needed = (current, revisions.last_good(known, current))
+    waits_s = [look_again_s, *(progress.look_again_s(w, observed.at) for w in live.values())]
     return Plan(
         manifests=owned,
         seeds=_seeds(final, decisions),
@@ -106,7 +107,7 @@ def plan(observed: Observed, platform: Platform) -> Plan:
         worker_hash=final.worker_hash,
         rollback=rollback,
         restart=restarts if restarts is not None and restarts.id else None,
-        look_again_s=look_again_s,
+        look_again_s=min((wait_s for wait_s in waits_s if wait_s is not None), default=None),
     )
 
 

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from dynamo_operator.diagnosis.pods import is_ready, trouble
+from dynamo_operator.diagnosis.fields import at, condition, label, moment
+from dynamo_operator.diagnosis.pods import Trouble, is_ready, trouble
+from dynamo_operator.reconcile import progress
 from dynamo_operator.reconcile.observed import Json, Observed
 from dynamo_operator.render import names
 
@@ -147,8 +149,9 @@ def failing(observed: Observed, worker_hash: str, workers: Iterable[str]) -> Fai
     """Whether what is in a generation's pods fails.
 
     It does if in one component no pod is ready and one has a trouble that will not heal by itself
-    (an image that can't be pulled, a container that keeps crashing) and has had its time. A pod
-    that waits for a node, a quota or a volume is no failure of what is in it.
+    (an image that can't be pulled, a container that keeps crashing) and has had its time; or if,
+    ready pods or not, its workload has passed its deadline and a container is to blame. A pod that
+    waits for a node, a quota or a volume is no failure of what is in it.
     """
     pods: dict[str, list[Json]] = {name: [] for name in workers}
     for pod in observed.pods:
@@ -158,10 +161,17 @@ def failing(observed: Observed, worker_hash: str, workers: Iterable[str]) -> Fai
             pods[component].append(pod)
     open_s: list[float] = []
     for component, members in sorted(pods.items()):
+        found = [(pod, why) for pod in members if (why := trouble(pod)) is not None]
+        found.sort(key=lambda entry: (entry[1].rank, entry[1].detail))
+        blamed = _blamed([why for _, why in found])
+        if blamed is not None and _stands_still(observed, component, worker_hash):
+            return Failing(
+                f"component {component}: no progress within its deadline:"
+                f" {blamed.reason}: {blamed.detail}"
+            )
         if any(is_ready(pod) for pod in members):
             continue
-        found = [(pod, why) for pod in members if (why := trouble(pod)) is not None]
-        for pod, why in sorted(found, key=lambda entry: (entry[1].rank, entry[1].detail)):
+        for pod, why in found:
             if why.fault != "template" or not why.lasting:
                 continue
             wait_s = 0.0 if why.counted else PATIENCE_S - _age_s(pod, observed.at)
@@ -171,11 +181,33 @@ def failing(observed: Observed, worker_hash: str, workers: Iterable[str]) -> Fai
     return Failing(look_again_s=min(open_s) if open_s else None)
 
 
+def _blamed(troubles: Sequence[Trouble]) -> Trouble | None:
+    """The trouble, the most telling first, that keeps a container that could run from being ready;
+    None where there is none, or where the cluster may be the reason."""
+    if any(why.fault == "cluster" for why in troubles):
+        return None
+    ran = ("Starting", "NotReady")
+    return next((why for why in troubles if why.fault or why.reason in ran), None)
+
+
+def _stands_still(observed: Observed, component: str, worker_hash: str) -> bool:
+    """Whether the component's workload of that generation has passed its deadline, and is let
+    create its pods."""
+    for (kind, _), child in observed.children.items():
+        spec = at(child, "spec")
+        template = at(spec, "template") or at(spec, "leaderWorkerTemplate", "leaderTemplate")
+        if (
+            kind in ("Deployment", "LeaderWorkerSet")
+            and label(child, names.COMPONENT_LABEL) == component
+            and label(template, names.WORKER_HASH_LABEL) == worker_hash
+            and condition(child, "ReplicaFailure").get("status") != "True"
+            and progress.standstill(child, observed.at)
+        ):
+            return True
+    return False
+
+
 def _age_s(pod: Json, now: datetime | None) -> float:
     """Seconds since the pod came to its node; for ever where that, or the time, is not known."""
-    began = (pod.get("status") or {}).get("startTime") or pod["metadata"].get("creationTimestamp")
-    try:
-        since = datetime.fromisoformat(str(began))
-    except ValueError:
-        return math.inf
-    return math.inf if now is None else (now - since).total_seconds()
+    since = moment(pod, "status", "startTime") or moment(pod, "metadata", "creationTimestamp")
+    return math.inf if now is None or since is None else (now - since).total_seconds()

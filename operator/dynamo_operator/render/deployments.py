@@ -16,7 +16,8 @@ from dynamo_operator.render.merge import Json, mapping
 from dynamo_operator.render.overrides import Kept, Scale
 from dynamo_operator.render.parts import Graph, Part
 
-PROGRESS_MARGIN_SECONDS = 600
+DEADLINE_SECONDS = STARTUP_SECONDS + 600
+"""So long workers may come no further until that counts as standing still."""
 
 
 def worker_hash(parts: Sequence[Part]) -> str:
@@ -110,7 +111,7 @@ def deployment(part: Part, graph: Graph, generation: str, template: Json, scale:
         spec["replicas"] = scale.replicas
     if part.is_worker:
         # Kubernetes' ten minutes would call every large model's start a failure.
-        spec["progressDeadlineSeconds"] = STARTUP_SECONDS + PROGRESS_MARGIN_SECONDS
+        spec["progressDeadlineSeconds"] = DEADLINE_SECONDS
     rolling = bounds(part, graph)
     if rolling:
         spec["strategy"] = {"type": "RollingUpdate", "rollingUpdate": rolling}

@@ -14,7 +14,7 @@ from dynamo_operator.diagnosis import pods
 from dynamo_operator.diagnosis.fields import condition, count, label, text
 from dynamo_operator.diagnosis.pods import Group, Trouble
 from dynamo_operator.diagnosis.wording import one_line
-from dynamo_operator.reconcile import groups
+from dynamo_operator.reconcile import groups, progress
 from dynamo_operator.reconcile.observed import Json, Observed
 from dynamo_operator.reconcile.ownership import APPLIED_ANNOTATION
 from dynamo_operator.reconcile.plan import ComponentPlan, Plan, Refused
@@ -44,7 +44,7 @@ class Workload:
     updating: bool
     """Whether replicas of an earlier template are there."""
     stalled: str
-    """Not "": no progress within the deadline, in the controller's words."""
+    """Not "": no progress within the deadline, in the controller's words if it has any."""
     trouble: Trouble | None
     """Why its controller can't create pods."""
 
@@ -191,24 +191,22 @@ def gather(observed: Observed, plan: Plan) -> GraphFacts:
         for (kind, name), child in sorted(observed.children.items())
         if kind in WORKLOADS
         and (kind, name) not in mine
-        and workload(kind, name, child, observed.pods).runs
+        and workload(kind, name, child, observed).runs
     )
     return GraphFacts(observed, plan, components, leaving)
 
 
-def workload(kind: str, name: str, child: Mapping[str, Any], pods: Sequence[Json]) -> Workload:
-    """What a workload says of itself; `pods` are all of the graph's."""
+def workload(kind: str, name: str, child: Mapping[str, Any], observed: Observed) -> Workload:
+    """What a workload of the observed graph says of itself."""
     generation = count(child, "metadata", "generation")
     replicas = count(child, "status", "replicas")
     updated = count(child, "status", "updatedReplicas")
     ready = count(child, "status", "readyReplicas")
-    progressing = condition(child, "Progressing")
-    stalled = progressing.get("reason") == "ProgressDeadlineExceeded"
     return Workload(
         kind=kind,
         name=name,
         seen=(
-            groups.is_current(child, pods)
+            groups.is_current(child, observed.pods)
             if kind == LEADER_WORKER_SET
             else count(child, "status", "observedGeneration") >= generation
         ),
@@ -220,7 +218,7 @@ def workload(kind: str, name: str, child: Mapping[str, Any], pods: Sequence[Json
             ready if kind == LEADER_WORKER_SET else count(child, "status", "availableReplicas")
         ),
         updating=(groups.is_updating(child) if kind == LEADER_WORKER_SET else replicas > updated),
-        stalled=(text(progressing, "message") or "no progress") if stalled else "",
+        stalled=progress.standstill(child, observed.at),
         trouble=_failure(condition(child, "ReplicaFailure")),
     )
 
@@ -233,13 +231,13 @@ def workloads(
     key = (plan.workload_kind, plan.workload)
     current = observed.children.get(key)
     old = (
-        workload(kind, name, observed.children[kind, name], observed.pods)
+        workload(kind, name, observed.children[kind, name], observed)
         for name in plan.old_workloads
         for kind in WORKLOADS
         if (kind, name) in observed.children and (kind, name) != key
     )
     return (
-        workload(*key, current, observed.pods) if current is not None else None,
+        workload(*key, current, observed) if current is not None else None,
         tuple(item for item in old if item.runs),
     )
 
