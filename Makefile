@@ -75,8 +75,8 @@ e2e-long: e2e-parts ## Minutes of load, outages, a thousand graphs; leaves repor
 	  $(BIN)/python -m e2e.cluster build istio conformance llm-d-sim; fi
 	@$(BIN)/python -m pytest e2e -m long $(PYTEST_ARGS)
 
-# KUBECONFIG set: that cluster is used, with the images that it can pull. Without root there are no
-# pods, and so no images.
+# KUBECONFIG set: that cluster is used, with the images that E2E_IMAGE_PREFIX says it can pull. Without
+# root there are no pods, and so no images.
 .PHONY: e2e-parts
 e2e-parts: $(VENV)/.dev $(VLLM)/.installed
 	@if [ -z "$${KUBECONFIG:-}" ]; then $(BIN)/python -m e2e.cluster build; \

@@ -28,9 +28,9 @@ from dynamo_workers.engines import BadArguments
 from dynamo_workers.engines.vllm import find_python
 from dynamo_workers.tiny import write_model
 
-from e2e.cluster.fixtures import cluster, namespace, plane, pods
+from e2e.cluster.fixtures import cluster, namespace, own_pods, plane, pods
 
-__all__ = ["cluster", "namespace", "plane", "pods"]
+__all__ = ["cluster", "namespace", "own_pods", "plane", "pods"]
 
 HTTP_PORT, STATUS_PORT, STREAM_PORT = 8000, 9090, 5557
 START_S = 400.0

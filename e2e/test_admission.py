@@ -27,6 +27,7 @@ from dynamo_crds.load import KINDS, load_documents
 from dynamo_crds.schema import without_null
 
 from e2e.cluster.cluster import Cluster
+from e2e.cluster.fixtures import skip_where_nothing_is_started
 from e2e.cluster.progress import wait_for
 from e2e.cluster.settings import Layout, layout
 
@@ -52,6 +53,7 @@ def corpora() -> Path:
 @pytest.fixture(scope="module")
 def new_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Cluster]]:
     """Starts control planes; each takes five seconds."""
+    skip_where_nothing_is_started()
     started: list[Cluster] = []
 
     def start() -> Cluster:

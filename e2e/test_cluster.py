@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 
 from e2e.cluster import Cluster, KubectlError, archive, machine, settings
-from e2e.cluster.fixtures import cluster, namespace, plane, pods
+from e2e.cluster.fixtures import cluster, namespace, plane, skip_where_nothing_is_started
 from e2e.cluster.progress import wait_for
 from e2e.cluster.settings import Layout, Network
 
-__all__ = ["cluster", "namespace", "plane", "pods"]
+__all__ = ["cluster", "namespace", "plane"]
 
 SPARE = 15
 """Number of a cluster that nobody else uses."""
@@ -57,18 +57,18 @@ class Hello(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def machine_url(pods: Cluster) -> Iterator[str]:
+def machine_url(own_pods: Cluster) -> Iterator[str]:
     """A server on this machine, where pods reach it, as webhooks are reached."""
-    server = ThreadingHTTPServer((pods.host_ip, 0), Hello)
+    server = ThreadingHTTPServer((own_pods.host_ip, 0), Hello)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://{pods.host_ip}:{server.server_port}"
+    yield f"http://{own_pods.host_ip}:{server.server_port}"
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-def test_pods_serve_and_talk(pods: Cluster, namespace: str, machine_url: str) -> None:
+def test_pods_serve_and_talk(own_pods: Cluster, namespace: str, machine_url: str) -> None:
     serve = "mkdir /www && echo hello from a pod > /www/index.html && httpd -f -p 8080 -h /www"
     service = {
         "apiVersion": "v1",
@@ -76,18 +76,20 @@ def test_pods_serve_and_talk(pods: Cluster, namespace: str, machine_url: str) ->
         "metadata": {"name": "web"},
         "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]},
     }
-    pods.apply([pod("web", "sh", "-c", serve), service, pod("client", "sleep", "1000")], namespace)
-    wait_ready(pods, namespace, "web", "client")
+    own_pods.apply(
+        [pod("web", "sh", "-c", serve), service, pod("client", "sleep", "1000")], namespace
+    )
+    wait_ready(own_pods, namespace, "web", "client")
 
     def fetch(url: str) -> str:
         command = ("exec", "-n", namespace, "client", "--", "timeout", "5", "wget", "-qO-", url)
-        return pods.kubectl(*command).stdout
+        return own_pods.kubectl(*command).stdout
 
-    pods.wait_for(lambda: "from a pod" in fetch("http://web"), what="the Service")
+    own_pods.wait_for(lambda: "from a pod" in fetch("http://web"), what="the Service")
     for name in ("web", f"web.{namespace}", f"web.{namespace}.svc.cluster.local"):
         assert fetch(f"http://{name}") == "hello from a pod\n"
     assert fetch(machine_url) == "hello from the machine"
-    address = pods.get("service", "web", "-n", namespace)["spec"]["clusterIP"]
+    address = own_pods.get("service", "web", "-n", namespace)["spec"]["clusterIP"]
     from_machine = subprocess.run(
         ["curl", "-s", "--noproxy", "*", "--max-time", "5", f"http://{address}"],
         capture_output=True,
@@ -97,36 +99,40 @@ def test_pods_serve_and_talk(pods: Cluster, namespace: str, machine_url: str) ->
     assert from_machine.stdout == "hello from a pod\n"
 
 
-def test_gpus_are_counted(pods: Cluster, namespace: str) -> None:
-    pods.apply([pod("fits", "sleep", "1000", gpus=1)], namespace)
-    wait_ready(pods, namespace, "fits")
-    pods.apply([pod("too-many", "sleep", "1000", gpus=settings.GPUS)], namespace)
+def test_gpus_are_counted(own_pods: Cluster, namespace: str) -> None:
+    own_pods.apply([pod("fits", "sleep", "1000", gpus=1)], namespace)
+    wait_ready(own_pods, namespace, "fits")
+    own_pods.apply([pod("too-many", "sleep", "1000", gpus=settings.GPUS)], namespace)
 
     def message() -> str:
-        conditions = pods.get("pod", "too-many", "-n", namespace)["status"].get("conditions", [])
+        conditions = own_pods.get("pod", "too-many", "-n", namespace)["status"].get(
+            "conditions", []
+        )
         return " ".join(condition.get("message", "") for condition in conditions)
 
-    pods.wait_for(lambda: "Insufficient nvidia.com/gpu" in message(), what="refusal")
+    own_pods.wait_for(lambda: "Insufficient nvidia.com/gpu" in message(), what="refusal")
 
 
-def test_an_image_is_loaded(pods: Cluster, namespace: str, tmp_path: Path) -> None:
+def test_an_image_is_loaded(own_pods: Cluster, namespace: str, tmp_path: Path) -> None:
     tag = "docker.io/e2e/loaded:1"
     archive.write(
         *(tmp_path / "loaded.tar", tag, {"/bin/busybox": Path("/bin/busybox")}, []),
         platform.machine(),
     )
     (tmp_path / "loaded.tar.names").write_text(f"{tag}\ndocker.io/e2e/also:1\n")
-    pods.load_image(tmp_path / "loaded.tar")
+    own_pods.load_image(tmp_path / "loaded.tar")
     for name in ("loaded", "also"):
         image = f"e2e/{name}:1"
-        pods.apply([pod(name, "/bin/busybox", "sleep", "1000", image=image)], namespace)
-    wait_ready(pods, namespace, "loaded", "also")
+        own_pods.apply([pod(name, "/bin/busybox", "sleep", "1000", image=image)], namespace)
+    wait_ready(own_pods, namespace, "loaded", "also")
 
 
-def test_add_ons_work(pods: Cluster) -> None:
-    pods.install_addon("lws")
-    pods.install_addon("metrics-server")
-    pods.wait_for(lambda: settings.NODE in pods.kubectl("top", "node").stdout, 60.0, "figures")
+def test_add_ons_work(own_pods: Cluster) -> None:
+    own_pods.install_addon("lws")
+    own_pods.install_addon("metrics-server")
+    own_pods.wait_for(
+        lambda: settings.NODE in own_pods.kubectl("top", "node").stdout, 60.0, "figures"
+    )
 
 
 def test_kinds_of_others_are_installed(plane: Cluster) -> None:
@@ -233,6 +239,7 @@ def sysctls() -> dict[str, str]:
 
 @pytest.fixture
 def spare() -> Iterator[Layout]:
+    skip_where_nothing_is_started()
     layout = Layout(settings.layout().root, network=Network(SPARE))
     yield layout
     Cluster(layout, {}).down()

@@ -17,6 +17,9 @@ from e2e.cluster import settings
 from e2e.cluster.cluster import Cluster
 from e2e.cluster.settings import Layout
 
+UNREACHED = "KUBECONFIG is set: this test needs a cluster of our own, with ways to pods and back"
+UNBROKEN = "KUBECONFIG is set: this test starts a control plane of its own on this machine"
+
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
@@ -38,8 +41,26 @@ def pods(cluster: Cluster) -> Cluster:
 
 
 @pytest.fixture(scope="session")
+def own_pods(cluster: Cluster) -> Cluster:
+    """The same without `KUBECONFIG`: for tests that reach pods and Services at their addresses, are
+    reached by them, load images, or install what others would notice."""
+    if cluster.is_foreign:
+        pytest.skip(UNREACHED)
+    if cluster.why_no_pods:
+        pytest.skip(cluster.why_no_pods)
+    return cluster
+
+
+def skip_where_nothing_is_started() -> None:
+    """For tests with control planes of their own."""
+    if Cluster().is_foreign:
+        pytest.skip(UNBROKEN)
+
+
+@pytest.fixture(scope="session")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A control plane of the tests' own, without a node: its outages disturb nobody."""
+    skip_where_nothing_is_started()
     run = tmp_path_factory.mktemp("plane") / "state"
     found = Cluster(Layout(settings.layout().root, run), {}, with_node=False)
     found.up()
@@ -58,12 +79,10 @@ class Gateway:
 
 
 @pytest.fixture(scope="session")
-def istio(pods: Cluster) -> Cluster:
+def istio(own_pods: Cluster) -> Cluster:
     """The usual cluster with Istio, which is built first where it is missing: minutes, once."""
-    if pods.is_foreign:
-        pytest.skip("Istio is installed only into a cluster of our own")
-    pods.install_addon("istio")
-    return pods
+    own_pods.install_addon("istio")
+    return own_pods
 
 
 @pytest.fixture(scope="session")

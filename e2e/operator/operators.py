@@ -21,7 +21,7 @@ from typing import Self
 
 from dynamo_operator.marker import MARKER
 
-from e2e.operator.space import Space
+from e2e.operator.space import IMAGE_PREFIX, Space
 
 READY_S = 180.0
 
@@ -48,6 +48,7 @@ class HostOperator:
                 *("--kubeconfig", str(space.cluster.kubeconfig)),
                 *("--namespace", space.name, "--watch-namespace", space.name),
                 *("--system-host", "127.0.0.1", "--system-port", str(self._port)),
+                *(("--image-prefix", IMAGE_PREFIX) if IMAGE_PREFIX else ()),
                 *flags,
             ],
             stdout=self._log,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from e2e.cluster import Cluster
-from e2e.operator.space import Space
+from e2e.operator.space import IMAGE_PREFIX, Space
 
 ROOT = Path(__file__).parent.parent.parent
 SYSTEM = "dynamo-system"
@@ -78,8 +78,9 @@ def installed(cluster: Cluster) -> Iterator[Platform]:
 
 def manifests() -> str:
     """What `dynamo operator manifests` prints."""
+    prefix = ("--image-prefix", IMAGE_PREFIX) if IMAGE_PREFIX else ()
     done = subprocess.run(
-        [sys.executable, "-m", "dynamo_cli.main", "operator", "manifests"],
+        [sys.executable, "-m", "dynamo_cli.main", "operator", "manifests", *prefix],
         capture_output=True,
         text=True,
         check=True,

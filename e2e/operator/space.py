@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from e2e.cluster import Cluster, KubectlError
+from e2e.cluster.tunnel import Tunnel
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -16,6 +18,8 @@ T = TypeVar("T")
 GRAPH_LABEL = "nvidia.com/dynamo-graph-deployment-name"
 COMPONENT_LABEL = "nvidia.com/dynamo-component"
 HASH_LABEL = "nvidia.com/dynamo-worker-hash"
+IMAGE_PREFIX = os.environ.get("E2E_IMAGE_PREFIX", "")
+"""Where a cluster that isn't ours pulls the platform's images from; "" for a node's own images."""
 POLL_S = 0.25
 START_S = 120.0
 """For pods to come up while this machine does much else."""
@@ -30,6 +34,7 @@ class Space:
 
     def __init__(self, cluster: Cluster, name: str) -> None:
         self.cluster, self.name = cluster, name
+        self._tunnels: dict[tuple[str, int], Tunnel] = {}
 
     # --- kubectl
 
@@ -83,9 +88,23 @@ class Space:
         ]
 
     def url(self, graph: str, component: str = "frontend") -> str:
-        """Of a component's Service, at its cluster IP."""
+        """Of a component's Service."""
         service = self.get("service", f"{graph}-{component}")
-        return f"http://{service['spec']['clusterIP']}:{service['spec']['ports'][0]['port']}"
+        port = service["spec"]["ports"][0]["port"]
+        if self.cluster.is_foreign:
+            return self._tunnel(f"service/{service['metadata']['name']}", port)
+        return f"http://{service['spec']['clusterIP']}:{port}"
+
+    def pod_url(self, pod: Json, port: int) -> str:
+        """Of a pod."""
+        if self.cluster.is_foreign:
+            return self._tunnel(f"pod/{pod['metadata']['name']}", port)
+        return f"http://{pod['status']['podIP']}:{port}"
+
+    def _tunnel(self, target: str, port: int) -> str:
+        if (target, port) not in self._tunnels:
+            self._tunnels[target, port] = Tunnel(self.cluster, self.name, target, port)
+        return f"http://{self._tunnels[target, port].address}"
 
     def condition(self, graph: str, type: str) -> Json:
         """A condition of a graph; {} if it has none of this type for its current generation."""
@@ -153,6 +172,8 @@ class Space:
 
     def delete(self) -> None:
         """With everything in it; graphs first, so that nothing makes its parts again."""
+        for tunnel in self._tunnels.values():
+            tunnel.close()
         for kind in ("dgd", "hpa"):
             self.kubectl("delete", kind, "--all", "--wait=false", check=False)
         self.cluster.remove_namespace(self.name)

@@ -16,6 +16,8 @@ from e2e.operator.platform import Platform
 from e2e.operator.rolling import ROLLOUT_S, check, hashes, under_load
 from e2e.operator.space import Json, Space, condition
 
+pytestmark = pytest.mark.usefixtures("direct")
+
 NAME = "pd"
 ROLES = ("Prefill", "Decode")
 

@@ -14,6 +14,8 @@ import pytest
 
 from e2e.operator.space import Json, Space, is_ready
 
+pytestmark = pytest.mark.usefixtures("direct")
+
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "planner.yaml"
 NAME, ADAPTER = "planner", "planner-worker"
 AT_ONCE, REQUESTS, TOKENS = 60, 180, 500

@@ -28,8 +28,8 @@ def everything(space: Space) -> set[str]:
 def decisions(space: Space) -> list[Json]:
     """What the frontend's picker decided, the newest first."""
     (pod,) = space.pods(NAME, "Frontend")
-    url = f"http://{pod['status']['podIP']}:9090/debug/decisions"
-    with urllib.request.urlopen(url, timeout=10.0) as answer:
+    url = space.pod_url(pod, 9090)
+    with urllib.request.urlopen(f"{url}/debug/decisions", timeout=10.0) as answer:
         found: list[Json] = json.load(answer)["decisions"]
     return found
 

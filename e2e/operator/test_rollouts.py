@@ -14,6 +14,8 @@ from e2e.operator import graphs
 from e2e.operator.rolling import ROLLOUT_S, check, hashes, replaced, under_load
 from e2e.operator.space import Json, Space, condition, is_ready, uids
 
+pytestmark = pytest.mark.usefixtures("direct")
+
 NAME = "agg"
 
 

@@ -20,6 +20,8 @@ from e2e.operator.operators import HostOperator
 from e2e.operator.rolling import RATE, ROLLOUT_S, check
 from e2e.operator.space import Json, Space, condition
 
+pytestmark = pytest.mark.usefixtures("direct")
+
 REPORTS = Path(__file__).parent.parent.parent / "docs" / "reports"
 SECONDS = float(os.environ.get("ROLLOUT_SECONDS", "300"))
 SEED = 7

@@ -12,6 +12,8 @@ from e2e.operator import graphs
 from e2e.operator.metrics_api import MetricsApi
 from e2e.operator.space import Json, Space, is_ready
 
+pytestmark = pytest.mark.usefixtures("direct")
+
 NAME = "scaled"
 ADAPTER = "scaled-worker"
 RATE = float(os.environ.get("E2E_RATE", "100"))

@@ -9,6 +9,8 @@ from e2e.operator.operators import HostOperator
 from e2e.operator.rolling import ROLLOUT_S, check, under_load
 from e2e.operator.space import Json, Space, condition, uids
 
+pytestmark = pytest.mark.usefixtures("direct")
+
 NAME = "kept"
 OLD, NEW = ("--drain-seconds", "45"), ("--drain-seconds", "75")
 """What the operators put into every pod whose author says nothing about it."""

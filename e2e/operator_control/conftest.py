@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 from dynamo_operator.install.crds import apply_crds
 
+from e2e.cluster.fixtures import skip_where_nothing_is_started
 from e2e.operator_control.plane import Plane
 from e2e.operator_control.process import START_S, Operator
 from e2e.operator_control.world import World, until
@@ -24,6 +25,7 @@ _numbers = itertools.count(1)
 
 def prepared(folder: Path, nodes: int) -> Plane:
     """A plane that runs, with our CRDs, the operators' accounts and so many fake nodes."""
+    skip_where_nothing_is_started()
     plane = Plane(folder)
     plane.up()
 
