@@ -31,6 +31,7 @@ from dynamo_operator.marker import MARKER
 from dynamo_operator.render import Platform
 from dynamo_runtime.kubernetes.access import Access
 from dynamo_runtime.kubernetes.client import KubernetesClient
+from dynamo_runtime.kubernetes.lease import Observation
 from dynamo_runtime.lifecycle import Lifecycle
 from prometheus_client import CollectorRegistry
 
@@ -373,13 +374,26 @@ def marker(renewed: datetime) -> Json:
     }
 
 
-def test_a_mark_holds_while_it_is_renewed() -> None:
-    assert holds(marker(NOW), NOW + timedelta(seconds=30))
-    assert not holds(marker(NOW), NOW + timedelta(seconds=31))
+def test_a_mark_holds_while_it_moves_whatever_its_clock_says() -> None:
+    for behind in (timedelta(minutes=4), timedelta(0), timedelta(hours=-3)):
+        seen = Observation(marker(NOW - behind), NOW.timestamp())
+        assert holds(seen, NOW + timedelta(seconds=29))
+        assert not holds(seen, NOW + timedelta(seconds=30))
     for spoilt in ({}, {"holderIdentity": ""}, {"renewTime": None}, {"renewTime": "yesterday"}):
         lease = marker(NOW)
-        lease["spec"] = {**lease["spec"], **spoilt} if spoilt else None
-        assert not holds(lease, NOW)
+        lease["spec"] = {**lease["spec"], **spoilt} if spoilt else {}
+        assert not holds(Observation(lease, NOW.timestamp()), NOW)
+
+
+async def test_a_mark_that_was_left_behind_is_nobodys(api: KubeApi, ready: Hook) -> None:
+    """Also at the first look, before anybody has seen that it does not move."""
+    wrong = graph(replicas=-1)
+    api.put(LEASES, marker(ready.now - timedelta(minutes=6)))
+    assert not (await ready.validate(wrong))["allowed"]
+    api.put(LEASES, marker(ready.now))
+    assert (await ready.validate(wrong))["allowed"]
+    api.delete(LEASES, "team", MARKER)
+    assert not (await ready.validate(wrong))["allowed"]
 
 
 async def test_objects_are_converted_both_ways(ready: Hook) -> None:

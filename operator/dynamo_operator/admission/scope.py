@@ -6,39 +6,52 @@ it alone; admission goes by the same mark, so that no graph has two judges.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any
 
 from dynamo_runtime.kubernetes.client import ApiError, KubernetesClient
+from dynamo_runtime.kubernetes.lease import Observation, expired, observe
 from dynamo_runtime.kubernetes.resources import LEASES
 
-from dynamo_operator.marker import DURATION_S, MARKER
+from dynamo_operator.marker import MARKER
 
 LOOKUP_LIMIT_S = 2.0
+LEFT_BEHIND = timedelta(minutes=5)
+"""A mark that says it was renewed so long ago is nobody's, however its clock goes."""
 
 
-def holds(lease: Mapping[str, Any], now: datetime) -> bool:
-    """Whether the mark is kept alive: renewed no longer ago than it lasts. `now` is aware."""
-    spec = lease.get("spec")
-    if not isinstance(spec, Mapping) or not spec.get("holderIdentity"):
+def holds(seen: Observation, now: datetime) -> bool:
+    """Whether the mark is kept alive. `now` is aware, of the clock that `seen.at` is of.
+
+    As with every lease, what counts is that it moves by the observer's own clock: machines' clocks
+    differ. But reviews are rare, and a mark whose keeper is gone may never have been looked at, so
+    its own word counts where that leaves no doubt.
+    """
+    if seen.lease is None or expired(seen.lease, seen.at, now.timestamp()):
         return False
     try:
-        renewed = datetime.fromisoformat(str(spec.get("renewTime")))
+        renewed = datetime.fromisoformat(str(seen.lease["spec"].get("renewTime")))
     except ValueError:
         return False
-    if renewed.tzinfo is None:
-        return False
-    lasts = spec.get("leaseDurationSeconds")
-    seconds = lasts if isinstance(lasts, int) else DURATION_S
-    return now <= renewed + timedelta(seconds=seconds)
+    return renewed.tzinfo is not None and now < renewed + LEFT_BEHIND
 
 
-async def is_marked(client: KubernetesClient, namespace: str, now: datetime) -> bool:
-    """Whether another operator answers for `namespace`; no, if that can't be found out."""
-    path = LEASES.path(namespace, MARKER)
-    try:
-        lease = await client.request("GET", path, timeout_s=LOOKUP_LIMIT_S)
-    except ApiError:
-        return False
-    return holds(lease, now)
+class Marks:
+    """The marks as they were at the last look, to know which of them move."""
+
+    def __init__(self, client: KubernetesClient) -> None:
+        self._client = client
+        self._seen: dict[str, Observation] = {}
+
+    async def hold(self, namespace: str, now: datetime) -> bool:
+        """Whether another operator answers for `namespace`; no, if that can't be found out: better
+        two judges than none."""
+        path = LEASES.path(namespace, MARKER)
+        try:
+            lease = await self._client.request("GET", path, timeout_s=LOOKUP_LIMIT_S)
+        except ApiError as error:
+            if error.status == 404:
+                self._seen.pop(namespace, None)
+            return False
+        seen = observe(self._seen.get(namespace), lease, now.timestamp())
+        self._seen[namespace] = seen
+        return holds(seen, now)

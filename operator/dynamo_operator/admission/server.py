@@ -71,6 +71,7 @@ class Reviewer:
         self._client = client
         self._rules = rules
         self._metrics = metrics
+        self._marks = scope.Marks(client)
         self._now = now
 
     async def review(self, body: Any) -> Json:
@@ -105,7 +106,7 @@ class Reviewer:
     async def _belongs_elsewhere(self, request: Request) -> bool:
         if not self._rules.respects_scope or not request.namespace:
             return False
-        return await scope.is_marked(self._client, request.namespace, self._now())
+        return await self._marks.hold(request.namespace, self._now())
 
 
 class WebhookServer:
