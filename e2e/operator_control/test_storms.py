@@ -31,6 +31,14 @@ KILLS = int(os.environ.get("STORM_KILLS", "50"))
 OUTAGE_S = float(os.environ.get("STORM_OUTAGE_SECONDS", "120"))
 NAMESPACE = "ctl-play"
 """The same for each run: it shows in what is rendered."""
+CONDITIONS = (
+    "The operator is a process that is started again at once, with all rights. But for the row that"
+    " names the lease it runs with `--no-leader-elect`: a kill costs no waiting for a lease, and"
+    " nobody stands by. While the API server is away, so are kwok and the controller manager, which"
+    " would take the silence for dead nodes; so no pod changes meanwhile. Pods are kwok's: none"
+    " runs."
+)
+"""What a reader of the report has to know of how this differs from an installation."""
 REPORTS = Path(__file__).parents[2] / "docs" / "reports"
 
 Storm = Callable[["Supervised"], Awaitable[None]]
@@ -174,7 +182,8 @@ async def reported(what: str) -> AsyncIterator[list[str]]:
             " scaled, restarted, damaged, deleted. After each storm everything in the namespace"
             " (specs, what the operator owns, statuses, pods) equalled the end of an undisturbed"
             " run, no object was left without a living graph, no two events said the same, and"
-            " an operator started then wrote nothing.\n\n| storm | what happened | took |\n"
+            f" an operator started then wrote nothing.\n\n{CONDITIONS}\n\n"
+            "| storm | what happened | took |\n"
             "|---|---|---|\n"
         )
     with path.open("a") as file:
