@@ -124,6 +124,11 @@ def test_an_image_that_does_not_exist_shows_in_one_line() -> None:
     )
     assert condition(status, "Ready") == ("False", "pods_not_ready", message)
     assert condition(status, "Degraded") == ("True", "ImagePullBackOff", message)
+    assert condition(status, "Progressing") == (
+        "False",
+        "ImagePullBackOff",
+        f"worker: 2 of 3 pods are available; {message}",
+    )
     assert condition(status["components"]["worker"], "Available")[0] == "True"
 
 
@@ -135,6 +140,12 @@ def test_no_free_gpu_is_waited_for() -> None:
     assert status["state"] == "pending"
     assert condition(status, "Ready")[1] == "insufficient_capacity"
     assert condition(status, "Degraded")[1] == "Unschedulable"
+    assert condition(status, "Progressing") == (
+        "True",
+        "Starting",
+        "worker: 0 of 1 pods are available; Unschedulable on 1 of 1 worker pod: 0/4 nodes have a"
+        " free nvidia.com/gpu; free some or add nodes",
+    )
     assert condition(status["components"]["worker"], "Available") == (
         "False",
         "Unschedulable",

@@ -1,9 +1,9 @@
 """The conditions of a graph as a whole.
 
 Ready: everything of the current generation runs and requests reach it. Progressing: something is
-under way that ends by itself. Degraded: something is wrong that somebody should look at. The others
-(`RolledBack`, `RuntimeUnsupported`, `NotRendered`, `Adapted`) appear when there is reason to, and
-stay as False from then on.
+under way that ends by itself, or once the cluster has what its message names. Degraded: something
+is wrong that somebody should look at. The others (`RolledBack`, `RuntimeUnsupported`,
+`NotRendered`, `Adapted`) appear when there is reason to, and stay as False from then on.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -99,7 +99,7 @@ def _leaving(facts: GraphFacts) -> Verdict | None:
 
 
 def progressing(facts: GraphFacts) -> Verdict:
-    """Whether something is under way that ends by itself."""
+    """Whether something is under way that ends without the author."""
     found = chain(
         facts, _unreadable, _stuck, _restarts, _rolls_out, _comes_up, _winds_down, _stays_back
     )
@@ -137,13 +137,24 @@ def _rolls_out(facts: GraphFacts) -> Verdict | None:
 
 
 def _comes_up(facts: GraphFacts) -> Verdict | None:
-    """Replicas that are created, started or given up, all of one template."""
+    """Replicas that are created, started or given up, all of one template. What fails for good
+    does not end by itself; what waits for the cluster does, once that has what is named."""
     waiting = [it for it in facts.components if it.rendered and not it.settled]
     if not waiting:
         return None
+    faults = sorted((f for it in waiting for f in it.faults), key=lambda fault: fault.trouble.rank)
     message = sentences(
-        f"{it.name}: {it.available} of {it.plan.replicas} {it.noun} are available" for it in waiting
+        (
+            *(
+                f"{it.name}: {it.available} of {it.plan.replicas} {it.noun} are available"
+                for it in waiting
+            ),
+            *map(str, faults),
+        )
     )
+    lasting = next((fault.trouble.reason for fault in faults if fault.trouble.lasting), "")
+    if lasting:
+        return Verdict("False", lasting, message)
     return Verdict("True", SCALING if _resized(facts, waiting) else "Starting", message)
 
 
