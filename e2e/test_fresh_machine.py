@@ -167,8 +167,8 @@ def test_a_fresh_machine(machine: Machine) -> None:
 
 The first `make e2e`: {minutes(total)} minutes, the sum of its parts; the second:
 {minutes(seconds)}. Clone and caches are what lies on the disk after each part; *peak* is by how
-much the file system was fuller at most while the part ran, looked at every {SAMPLE_S:.0f} s: with Go's
-caches, which go when the cluster is built. At most {most:.1f} GB were needed at one time.
+much the file system was fuller at most while the part ran, looked at every {SAMPLE_S:.0f} s: with
+Go's caches, which go when the cluster is built. At most {most:.1f} GB were needed at one time.
 
 Not fresh: the machine had git, make and Python with venv, and of the programs that the cluster and
 the images take {", ".join(there) or "none"}. Had to be installed: {", ".join(lacking) or "none"}.
