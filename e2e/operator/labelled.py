@@ -1,10 +1,10 @@
 """What the status of some graphs has to say, as a person read it off their files.
 
-Rendering can't vouch for itself: these labels were written with the manifests and Dynamo's
-documentation at hand, not with this platform's notes, and are compared with them
-(`tests/operator/test_corpora.py`) and with the conditions of a real cluster
-(`test_compatibility.py`). They hold for default settings: images of NVIDIA's registry are replaced,
-others are not.
+Rendering can't vouch for itself: which conditions are True, and about what, was judged from the
+manifests and Dynamo's documentation; only some of the words are those of this platform's notes. The
+labels are compared with those notes (`tests/operator/test_corpora.py`) and with the conditions of a
+real cluster (`test_compatibility.py`). They hold for default settings (images of NVIDIA's registry
+are replaced, others are not), whichever optional kinds a cluster serves.
 """
 
 from __future__ import annotations
@@ -53,10 +53,9 @@ LABELS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "RuntimeUnsupported": ("VLLMWorker", "dynamo-vllm-sidecar"),
         "Adapted": ("Frontend", "dynamo frontend"),
     },
-    # 16 data parallel ranks on two nodes, in both roles.
-    "recipes__deepseek-r1__vllm__disagg__deploy_hopper_16gpu.yaml": {
-        "RuntimeUnsupported": ("decode", "prefill", "data parallel"),
-        "Adapted": ("Frontend", "dynamo frontend"),
+    # Plain vLLM on GPUs, eight times, in the old version; its cache of kernels is a volume.
+    "recipes__qwen3-32b__vllm__agg-round-robin__deploy.yaml": {
+        "Adapted": ("Frontend", "dynamo frontend", "VllmDecodeWorker", "dynamo worker vllm"),
     },
     # A server of its own, started from a file of its own.
     "examples__diffusers__deploy__agg.yaml": {

@@ -64,11 +64,12 @@ def condition(note: Note) -> str:
     return "NotRendered" if note.is_omission else "Adapted"
 
 
+@pytest.mark.parametrize("apis", [None, frozenset[str]()], ids=["all kinds", "none"])
 @pytest.mark.parametrize("file", LABELS)
-def test_notes_say_what_a_person_read_off_the_file(file: str) -> None:
+def test_notes_say_what_a_person_read_off_the_file(file: str, apis: frozenset[str] | None) -> None:
     [graph] = load_graphs(manifests() / file)
     told: dict[str, list[str]] = {}
-    for note in render_with_notes(graph, Platform()).notes:
+    for note in render_with_notes(graph, Platform(apis=apis)).notes:
         told.setdefault(condition(note), []).append(
             f"{note.component}: {note.reason}: {note.message}"
         )
