@@ -101,29 +101,45 @@ def test_a_restart_stamps_pods_and_changes_no_generation(graph: Any, platform: P
     assert rendered.worker_hash == plain.worker_hash
 
 
+ROLES = {"W": "worker", "F": "frontend", "P": "planner"}
+
+
+def inputs(graph: Any, **roles: str) -> dict[str, str]:
+    return template_inputs(graph.spec, graph.metadata.annotations, {**ROLES, **roles})
+
+
 @pytest.mark.parametrize(
-    ("change", "counts"),
+    ("change", "changed"),
     [
-        (lambda g: g["spec"]["components"][0].update(replicas=4), False),
-        (lambda g: g["spec"]["components"][0].update(scalingAdapter={}), False),
-        (lambda g: g["spec"].update(restart={"id": "1"}), False),
-        (lambda g: g["metadata"].update(annotations={"x": "y"}), False),
-        (lambda g: g["spec"].update(labels={"x": "y"}), True),
-        (lambda g: g["spec"]["components"].append({"name": "F"}), True),
-        (lambda g: g["spec"]["components"][0]["podTemplate"].update(metadata={}), True),
-        (
-            lambda g: g["metadata"].update(annotations={"nvidia.com/adopt-rendering": "1"}),
-            True,
-        ),
-        (
-            lambda g: g["metadata"].update(annotations={"nvidia.com/enable-metrics": "false"}),
-            True,
-        ),
+        (lambda g: g["spec"]["components"][0].update(replicas=4), ""),
+        (lambda g: g["spec"]["components"][0].update(minAvailable=1), ""),
+        (lambda g: g["spec"]["components"][0].update(scalingAdapter={}), "P"),
+        (lambda g: g["spec"]["components"][1].update(scalingAdapter={}), ""),
+        (lambda g: g["spec"].update(restart={"id": "1"}), ""),
+        (lambda g: g["metadata"].update(annotations={"x": "y"}), ""),
+        (lambda g: g["spec"]["components"].append({"name": "G"}), "G"),
+        (lambda g: g["spec"]["components"].reverse(), ""),
+        (lambda g: g["spec"]["components"][0]["podTemplate"].update(metadata={}), "W"),
+        (lambda g: g["spec"]["components"][1].update(sharedMemorySize="1Gi"), "F"),
+        (lambda g: g["spec"].update(labels={"x": "y"}), "FPW"),
+        (lambda g: g["spec"].update(env=[{"name": "x", "value": "y"}]), "FPW"),
+        (lambda g: g["spec"].update(backendFramework="sglang"), "FPW"),
+        (lambda g: g["metadata"].update(annotations={"nvidia.com/adopt-rendering": "1"}), "FPW"),
+        (lambda g: g["metadata"].update(annotations={"nvidia.com/enable-metrics": "no"}), "FPW"),
     ],
 )
-def test_what_an_author_changes_about_pods(graph: Any, change: Any, counts: bool) -> None:
-    before = graph(worker("W"))
+def test_what_an_author_changes_about_pods(graph: Any, change: Any, changed: str) -> None:
+    planner = {"name": "P", "type": "planner"}
+    before = graph(worker("W"), {"name": "F", "type": "frontend"}, planner)
     manifest = copy.deepcopy(before.manifest())
     change(manifest)
     after = type(before).model_validate(manifest)
-    assert (template_inputs(after) != template_inputs(before)) is counts
+    old, new = inputs(before), inputs(after)
+    assert "".join(sorted(name for name in new if new[name] != old.get(name))) == changed
+
+
+def test_pickers_depend_on_whether_they_pair(graph: Any) -> None:
+    described = graph(*PD)
+    aggregated = inputs(described, P="worker", D="worker")
+    split = inputs(described, P="prefill", D="decode")
+    assert [name for name in split if split[name] != aggregated[name]] == ["F"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from dynamo_operator.reconcile import planning, revisions
 from dynamo_operator.reconcile.plan import Plan
-from dynamo_operator.render import names
+from dynamo_operator.render import names, whole_inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,6 +84,48 @@ def templates(world: Namespace) -> dict[str, Json]:
         name: item["spec"]["template"]
         for (kind, name), item in world.children.items()
         if kind == "Deployment"
+    }
+
+
+# --- operators
+
+
+@pytest.fixture
+def upgrade(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Lets a newer operator come, whose rendering sets a variable more on every pod."""
+    render = planning.render_with_notes
+
+    def newer(graph: Any, platform: Any, **how: Any) -> Any:
+        changed = graph.model_copy(deep=True)
+        for entry in changed.spec.components:
+            main = entry.pod_template["spec"]["containers"][0]
+            main["env"] = [*main.get("env", []), {"name": "NEW", "value": "1"}]
+        return render(changed, platform, **how)
+
+    return lambda: monkeypatch.setattr(planning, "render_with_notes", newer)
+
+
+@pytest.fixture
+def older(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An operator that recorded one hash for all components."""
+    current = revisions.current
+
+    def as_it_was(observed: Any, found: Any, fresh: Any) -> Any:
+        whole = whole_inputs(observed.graph.spec, observed.annotations)
+        return replace(current(observed, found, fresh), whole=whole)
+
+    monkeypatch.setattr(revisions, "current", as_it_was)
+    return lambda: monkeypatch.setattr(revisions, "current", current)
+
+
+def is_renewed(world: Namespace) -> dict[str, bool]:
+    """Component -> whether its pods are of the newer operator's rendering."""
+    return {
+        item["metadata"]["labels"][names.COMPONENT_LABEL]: any(
+            entry["name"] == "NEW" for entry in template["spec"]["containers"][0].get("env", [])
+        )
+        for item in world.children.values()
+        if item["kind"] == "Deployment" and (template := item["spec"]["template"])
     }
 
 
@@ -491,21 +533,11 @@ def test_a_template_that_recovers_is_a_good_one() -> None:
 
 
 @pytest.mark.parametrize("make", [aggregated, apart])
-def test_a_newer_operator_restarts_nothing(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_newer_operator_restarts_nothing(make: Any, upgrade: Any) -> None:
     world: Namespace = make()
     world.settle()
     before = templates(world)
-    render = planning.render_with_notes
-
-    def newer(graph: Any, platform: Any, **how: Any) -> Any:
-        """A rendering that sets a variable more on every pod."""
-        changed = graph.model_copy(deep=True)
-        for entry in changed.spec.components:
-            main = entry.pod_template["spec"]["containers"][0]
-            main["env"] = [*main.get("env", []), {"name": "NEW", "value": "1"}]
-        return render(changed, platform, **how)
-
-    monkeypatch.setattr(planning, "render_with_notes", newer)
+    upgrade()
     world.settle()
     assert templates(world) == before
     world.edit(set_replicas(next(iter(c for c in ("Worker", "D") if world.workloads(c))), 5))
@@ -513,10 +545,75 @@ def test_a_newer_operator_restarts_nothing(make: Any, monkeypatch: pytest.Monkey
     assert templates(world) == before
     world.annotate(names.ADOPT_ANNOTATION, "now")
     world.settle()
-    assert any(
-        {"name": "NEW", "value": "1"} in t["spec"]["containers"][0]["env"]
-        for t in templates(world).values()
-    )
+    assert all(is_renewed(world).values())
+
+
+EDITS: list[tuple[Any, set[str]]] = [
+    (lambda spec: spec["components"][0].update(sharedMemorySize="1Gi"), {"Front"}),
+    (lambda spec: spec["components"].append(component("Plan", "planner")), {"Plan"}),
+    (lambda spec: spec["components"][1].update(minAvailable=1), set()),
+    (lambda spec: spec["components"][1].update(sharedMemorySize="1Gi"), {"Worker", "P", "D"}),
+    (lambda spec: spec.update(labels={"a": "b"}), {"Front", "Worker", "P", "D"}),
+]
+
+
+@pytest.mark.parametrize(("edit", "renewed"), EDITS)
+@pytest.mark.parametrize("make", [aggregated, apart])
+@pytest.mark.parametrize("recorded", ["whole", "each"])
+def test_after_an_upgrade_an_edit_renews_what_it_is_about(
+    make: Any, edit: Any, renewed: set[str], recorded: str, upgrade: Any, older: Any
+) -> None:
+    world: Namespace = make()
+    if recorded == "each":
+        older()
+    world.settle()
+    before = templates(world)
+    older()
+    upgrade()
+    writes = world.writes
+    world.settle()
+    assert world.writes == writes
+    world.edit(edit)
+    world.settle()
+    found = is_renewed(world)
+    assert {name for name in found if found[name]} == renewed & found.keys()
+    if not renewed & {"Worker", "P", "D"}:
+        assert {n: t for n, t in templates(world).items() if n != "g-front" and n != "g-plan"} == {
+            n: t for n, t in before.items() if n != "g-front"
+        }
+    writes = world.writes
+    world.settle()
+    assert world.writes == writes
+
+
+def test_workers_that_went_back_are_not_tried_again_for_an_edit_of_another_component() -> None:
+    world = aggregated()
+    world.annotate(names.ROLLBACK_ANNOTATION, "true")
+    good = world.settle().worker_hash
+    world.works = lambda template: "two" not in template["spec"]["containers"][0]["image"]
+    world.edit(set_image("Worker", "two"))
+    world.settle()
+    world.edit(set_image("Front", "three"))
+    workers = templates(world)["g-worker"]
+    plan = world.reconcile()
+    assert plan.rollback is not None
+    assert plan.worker_hash == good
+    assert templates(world)["g-worker"] == workers
+    assert "three" in templates(world)["g-front"]["spec"]["containers"][0]["image"]
+
+
+def test_a_planner_learns_of_adapters_that_come_later() -> None:
+    world = aggregated()
+    world.edit(lambda spec: spec["components"].append(component("Plan", "planner")))
+    world.settle()
+    before = templates(world)
+    assert "DYN_PLANNER_COMPONENTS" not in str(before["g-plan"])
+    world.edit(opt_in("Worker", True))
+    world.settle()
+    after = templates(world)
+    assert "g-worker" in str(after["g-plan"])
+    assert "DYN_PLANNER_COMPONENTS" in str(after["g-plan"])
+    assert [name for name in after if after[name] != before[name]] == ["g-plan"]
 
 
 def test_revisions_do_not_pile_up() -> None:

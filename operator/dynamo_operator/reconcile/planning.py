@@ -27,7 +27,6 @@ from dynamo_operator.render import (
     Scale,
     names,
     render_with_notes,
-    template_inputs,
 )
 
 ADAPTER = "DynamoGraphDeploymentScalingAdapter"
@@ -120,14 +119,8 @@ def _current_revision(
     """The revision of what is wanted, judged by what has become of it; the one to go back to should
     it have failed (None if there is none, or nobody wants to); in how many seconds to look again.
     """
-    made = revisions.made(
-        observed,
-        template_inputs(observed.graph),
-        fresh.worker_hash,
-        [component.name for component in fresh.components if component.kind == "worker"],
-        {component.name: component.templates for component in fresh.components},
-    )
-    current = revisions.current(known, made)
+    made = revisions.made(observed, fresh)
+    current = revisions.current(observed, known, made)
     good = revisions.last_good(known, current) if _may_roll_back(observed) else None
     if current.state == revisions.FAILED and good is not None:
         return current, good, None  # its pods are gone and can't tell any more

@@ -1,9 +1,9 @@
 """Revisions: what a graph was rendered to, kept in ControllerRevisions.
 
 Two promises need a memory that outlives the operator. A newer operator, whose rendering differs,
-restarts no pod: as long as the author changes nothing that can show in a pod, the templates of the
-revision are applied again. And a rollout whose new containers fail can go back to the last
-templates that worked.
+restarts no pod: as long as the author changes nothing that can show in a component's pods, its
+template of the revision is applied again. Workers are one in this: they share the worker hash. And
+a rollout whose new containers fail can go back to the last templates that worked.
 
 A revision's data never changes (the API server sees to that); its number says which one is current,
 its annotation whether it ever worked.
@@ -17,9 +17,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
+from dynamo_crds.v1beta1 import GraphSpec
+from pydantic import ValidationError
 
+from dynamo_operator.diagnosis.fields import label
 from dynamo_operator.reconcile.observed import Json, Observed
-from dynamo_operator.render import names
+from dynamo_operator.render import Rendered, names, template_inputs, whole_inputs
 from dynamo_operator.render.canonical import short_hash
 
 STATE_ANNOTATION = "nvidia.com/dynamo-revision-state"
@@ -37,8 +40,8 @@ class Revision:
     name: str
     number: int
     """Rises each time that a revision becomes the current one."""
-    inputs: str
-    """Hash of all of the graph that can show in a pod (`render.template_inputs`)."""
+    inputs: Mapping[str, str]
+    """Component -> hash of all that its author says about its pods (`render.template_inputs`)."""
     worker_hash: str
     workers: tuple[str, ...]
     """Names of the components that are workers."""
@@ -52,6 +55,8 @@ class Revision:
     """`GOOD` once all of it ran and was routable, `FAILED` if its containers failed, else ""."""
     reason: str = ""
     """Why it failed."""
+    whole: str = ""
+    """What an older operator recorded as its inputs (`render.whole_inputs`); "" for later ones."""
 
     def manifest(self, observed: Observed) -> Json:
         """The ControllerRevision."""
@@ -69,7 +74,7 @@ class Revision:
         if annotations:
             metadata["annotations"] = annotations
         data: Json = {
-            "inputs": self.inputs,
+            "inputs": self.whole or dict(self.inputs),
             "workerHash": self.worker_hash,
             "workers": list(self.workers),
             "templates": dict(self.templates),
@@ -97,19 +102,29 @@ def unpacked(data: Any) -> Any:
     return msgspec.json.decode(zlib.decompress(data)) if isinstance(data, bytes) else data
 
 
-def made(
-    observed: Observed,
-    inputs: str,
-    worker_hash: str,
-    workers: Iterable[str],
-    templates: Mapping[str, Mapping[str, Json]],
-) -> Revision:
-    """A new revision, named by its content; without a number yet."""
-    name = f"{observed.name}-{short_hash([inputs, templates])}"
-    spec = observed.raw.get("spec") or {}
+def made(observed: Observed, fresh: Rendered) -> Revision:
+    """The revision in which all is as it is rendered now; without a number yet."""
+    running = {
+        component.name: component.role for component in fresh.components if component.templates
+    }
+    inputs = template_inputs(observed.graph.spec, observed.annotations, running)
+    templates = {component.name: component.templates for component in fresh.components}
     return Revision(
-        names.bounded(name, 253), 0, inputs, worker_hash, tuple(workers), templates, spec
+        name=_name(observed, inputs, templates),
+        number=0,
+        inputs=inputs,
+        worker_hash=fresh.worker_hash,
+        workers=tuple(item.name for item in fresh.components if item.kind == "worker"),
+        templates=templates,
+        spec=observed.raw.get("spec") or {},
     )
+
+
+def _name(
+    observed: Observed, inputs: Mapping[str, str], templates: Mapping[str, Mapping[str, Json]]
+) -> str:
+    """A revision's name: its content."""
+    return names.bounded(f"{observed.name}-{short_hash([inputs, templates])}", 253)
 
 
 def read(observed: Observed) -> list[Revision]:
@@ -119,18 +134,24 @@ def read(observed: Observed) -> list[Revision]:
         try:
             data: Any = unpacked(child.get("data"))
             annotations = child["metadata"].get("annotations") or {}
+            whole = data["inputs"] if isinstance(data["inputs"], str) else ""
+            templates = dict(data["templates"])
+            spec = dict(data["spec"])
             found.append(
                 Revision(
                     name=child["metadata"]["name"],
                     number=int(child.get("revision", 0)),
-                    inputs=str(data["inputs"]),
+                    inputs=_told_apart(observed, whole, spec, templates)
+                    if whole
+                    else dict(data["inputs"]),
                     worker_hash=str(data["workerHash"]),
                     workers=tuple(data["workers"]),
-                    templates=dict(data["templates"]),
-                    spec=dict(data["spec"]),
+                    templates=templates,
+                    spec=spec,
                     groups_apart=bool(data.get("groupsApart", False)),
                     state=str(annotations.get(STATE_ANNOTATION, "")),
                     reason=str(annotations.get(REASON_ANNOTATION, "")),
+                    whole=whole,
                 )
             )
         except (KeyError, TypeError, ValueError, zlib.error):
@@ -138,22 +159,74 @@ def read(observed: Observed) -> list[Revision]:
     return sorted(found, key=lambda revision: (revision.number, revision.name))
 
 
-def current(found: list[Revision], fresh: Revision) -> Revision:
-    """The revision to run: a known one of the same inputs, whatever operator rendered it, else
-    `fresh`. It gets the highest number; one that comes back is tried anew."""
-    newest = found[-1].number if found else 0
+def _told_apart(
+    observed: Observed, whole: str, spec: Json, templates: Mapping[str, Mapping[str, Json]]
+) -> Mapping[str, str]:
+    """The inputs of each component, where only the hash of all is on record: from the spec that it
+    was made from. Nothing if the graph's annotations, which are not on record, were others."""
+    try:
+        earlier = GraphSpec.model_validate(spec)
+    except ValidationError:
+        return {}
+    if whole_inputs(earlier, observed.annotations) != whole:
+        return {}
+    roles = {
+        name: role
+        for name, parts in templates.items()
+        for template in parts.values()
+        if (role := label(template, names.TYPE_LABEL))
+    }
+    return template_inputs(earlier, observed.annotations, roles)
+
+
+def current(observed: Observed, found: list[Revision], fresh: Revision) -> Revision:
+    """The revision to run: of each component the templates of the newest known revision with the
+    same inputs, whatever operator rendered it, else those of `fresh`. It gets the highest number;
+    one that comes back is tried anew."""
+    newest = found[-1] if found else None
+    number = newest.number if newest is not None else 0
+    wanted, workers_of = _with_known_templates(observed, found, fresh)
     for revision in reversed(found):
-        if revision.inputs == fresh.inputs and _shape(revision) == _shape(fresh):
-            if revision.number == newest:
+        if revision.inputs == wanted.inputs and revision.templates == wanted.templates:
+            if revision.number == number:
                 return revision
             state = GOOD if revision.state == GOOD else ""
-            return replace(revision, number=newest + 1, state=state, reason="")
-    return replace(fresh, number=newest + 1)
+            return replace(revision, number=number + 1, state=state, reason="")
+    if newest is not None and workers_of is newest and newest.state == FAILED:
+        # Another component has changed; that is no other chance for the workers.
+        return replace(wanted, number=number + 1, state=FAILED, reason=newest.reason)
+    return replace(wanted, number=number + 1)
 
 
-def _shape(revision: Revision) -> dict[str, frozenset[str]]:
-    """Which templates there are: a component that could not run then may do so now."""
-    return {name: frozenset(templates) for name, templates in revision.templates.items()}
+def _with_known_templates(
+    observed: Observed, found: list[Revision], fresh: Revision
+) -> tuple[Revision, Revision | None]:
+    """`fresh` with the templates of known revisions where the inputs are the same; and the revision
+    that its workers are of, if they are kept. They share a hash: all are kept, or none."""
+
+    newest_first = found[::-1]
+    templates = dict(fresh.templates)
+    for name in templates.keys() - set(fresh.workers):
+        earlier = next((r for r in newest_first if _agree(r, fresh, [name])), None)
+        if earlier is not None:
+            templates[name] = earlier.templates[name]
+    same = (r for r in newest_first if set(r.workers) == set(fresh.workers))
+    workers = next((r for r in same if _agree(r, fresh, fresh.workers)), None)
+    if workers is not None:
+        templates |= {name: workers.templates[name] for name in fresh.workers}
+        fresh = replace(fresh, worker_hash=workers.worker_hash, groups_apart=workers.groups_apart)
+    name = _name(observed, fresh.inputs, templates)
+    return replace(fresh, name=name, templates=templates), workers
+
+
+def _agree(revision: Revision, fresh: Revision, components: Iterable[str]) -> bool:
+    """Whether the author said the same of these components, and they have the same kinds of
+    templates: one that could not run then may do so now."""
+    return all(
+        revision.inputs.get(name) == fresh.inputs[name]
+        and revision.templates.get(name, {}).keys() == fresh.templates[name].keys()
+        for name in components
+    )
 
 
 def last_good(found: list[Revision], than: Revision) -> Revision | None:

@@ -10,8 +10,8 @@ from dynamo_operator.render.graph import (
     RenderedComponent,
     render,
     render_with_notes,
-    template_inputs,
 )
+from dynamo_operator.render.inputs import template_inputs, whole_inputs
 from dynamo_operator.render.notes import Note
 from dynamo_operator.render.overrides import Kept, Scale
 from dynamo_operator.render.platform import Platform
@@ -27,4 +27,5 @@ __all__ = [
     "render",
     "render_with_notes",
     "template_inputs",
+    "whole_inputs",
 ]

@@ -31,7 +31,6 @@ from dynamo_operator.render import (
     services,
     unrendered,
 )
-from dynamo_operator.render.canonical import short_hash
 from dynamo_operator.render.merge import Json
 from dynamo_operator.render.notes import Note, Notes
 from dynamo_operator.render.overrides import Kept, Scale
@@ -40,14 +39,6 @@ from dynamo_operator.render.platform import Platform
 from dynamo_operator.render.runtimes import Family
 
 Manifest = Json
-
-_READ_FOR_PODS = (
-    names.METRICS_ANNOTATION,
-    names.EXECUTOR_ANNOTATION,
-    names.PULL_SECRETS_ANNOTATION,
-    names.ADOPT_ANNOTATION,
-)
-"""Annotations of the graph object that change what its pods are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,23 +181,6 @@ def render_with_notes(
         worker_hash=worker_hash,
         generation=worker_hash if deployments.is_split(parts) else "",
     )
-
-
-def template_inputs(graph: DynamoGraphDeployment) -> str:
-    """Short hash of all that the graph's author says about pods: 8 hex digits.
-
-    It stays the same when only replicas, restart or scaling adapters change, and whatever operator
-    reads the graph. So it tells an author's change, which a newer operator renders afresh, from
-    its own upgrade, which replaces no pod. Setting `nvidia.com/adopt-rendering` changes it.
-    """
-    spec = graph.spec.manifest()
-    spec.pop("restart", None)
-    for component in spec.get("components", []):
-        component.pop("replicas", None)
-        component.pop("scalingAdapter", None)
-    annotations = graph.metadata.annotations
-    read = {key: annotations[key] for key in _READ_FOR_PODS if key in annotations}
-    return short_hash([spec, read])
 
 
 def _left_out(part: Part, graph: Graph) -> RenderedComponent:
