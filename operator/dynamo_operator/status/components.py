@@ -68,8 +68,9 @@ def _not_created(facts: ComponentFacts) -> Verdict | None:
 def routable(facts: ComponentFacts) -> Verdict | None:
     """True while requests reach a ready replica; None for components that take no requests.
 
-    A frontend or picker is reached once one of its pods is ready. A worker is ready only once a
-    picker follows it, but that picker may be gone: one has to be ready too, if the graph has any.
+    A frontend or picker is reached once one of its pods is ready. A worker is ready once a picker
+    follows it, but that picker may be gone: one has to be ready too, if the graph has any. That a
+    worker turned ready after a minute without a picker can't be seen here; its metric tells.
     """
     if facts.it.plan.kind not in ROUTED:
         return None
