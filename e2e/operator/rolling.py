@@ -14,15 +14,15 @@ SECONDS = 20.0
 ROLLOUT_S = 180.0
 
 
-def check(result: Result) -> None:
-    """What every change must leave clients with."""
+def check(result: Result, least: float = 0.9) -> None:
+    """What every change must leave clients with. Requests must have left at `least` that share of
+    `RATE` over the whole run: a load that comes slower proves less than it says."""
     assert not result.failures, str(result)
     assert result.answered == result.sent, str(result)
-    # At least what that rate gives in that time: a busy machine may take longer over it.
-    assert result.sent > 0.9 * RATE * SECONDS, str(result)
+    assert result.rate >= least * RATE, str(result)
     assert not result.unroutable, str(result)
     assert result.fewest_routable >= 1, str(result)
-    assert result.samples > SECONDS, str(result)
+    assert result.samples > result.seconds, str(result)
 
 
 def under_load(space: Space, name: str, change: Callable[[], None]) -> Result:
