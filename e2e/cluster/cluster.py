@@ -441,7 +441,19 @@ class Cluster:
 
         self.wait_for(empty, timeout, f"no pods in {namespace}")
 
-    # --- images
+    def kill_containers(self, pod: str, namespace: str) -> None:
+        """SIGKILL for the first processes of a pod's containers, and so for all of them, from the
+        node: unlike a pod's deletion, however forced, nothing announces it. The kubelet starts the
+        containers again."""
+        if self.is_foreign:
+            raise ClusterError("containers are killed only on a node of our own")
+        for status in self.get("pod", pod, "-n", namespace)["status"]["containerStatuses"]:
+            container = status["containerID"].removeprefix("containerd://")
+            done = self._ctr("tasks", "kill", "--signal", "SIGKILL", container)
+            if done.returncode:
+                raise ClusterError(f"{namespace}/{pod}: {done.stderr.strip()}")
+
+    # --- containerd
 
     def _ctr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         program = str(self.layout.bin / "ctr")
@@ -461,6 +473,8 @@ class Cluster:
             out, err = running.communicate()
             self._asking.discard(running)
             return subprocess.CompletedProcess(running.args, running.returncode, out, err)
+
+    # --- images
 
     def load_image(self, archive: Path) -> None:
         """Bring a docker-archive file's image onto the node, with the further names that a file

@@ -29,8 +29,13 @@ class Platform:
         return str(holder.partition("_")[0])
 
     def kill_leader(self) -> None:
-        """SIGKILL, by force: nothing is handed over, and its lease has to run out."""
-        self.system.kubectl("delete", "pod", self.leader(), "--grace-period=0", "--force")
+        """SIGKILL: nothing is handed over, and its lease has to run out. Its pod goes as well, so
+        that another one leads then. On a cluster that isn't ours the pod goes by force, and the
+        kubelet's SIGTERM lets it hand over."""
+        leader, system = self.leader(), self.system
+        if not system.cluster.is_foreign:
+            system.cluster.kill_containers(leader, system.name)
+        system.kubectl("delete", "pod", leader, "--grace-period=0", "--force")
 
     def is_available(self) -> bool:
         """Whether all of its pods are."""
