@@ -44,6 +44,8 @@ class Image:
     """Further names of the same image."""
     for_tests: bool = True
     """Whether `make images` builds it, and the test cluster gets it."""
+    most_mb: int = 0
+    """The largest its archive may be, in 10⁶ bytes: a tenth above what it is. 0: no limit."""
 
     @property
     def names(self) -> list[str]:
@@ -54,11 +56,11 @@ class Image:
 
 VLLM_ARGUMENTS = (f"WORKER={REPOSITORY}/worker:{__version__}",)
 IMAGES = (
-    Image("operator", arguments=("EXTRA=operator",)),
-    Image("frontend", arguments=("EXTRA=epp", "ALSO=otel"), also=("epp",)),
-    Image("worker", arguments=("EXTRA=worker",)),
-    Image("planner", arguments=("EXTRA=planner",)),
-    Image("vllm-mounted", "vllm.Containerfile", VLLM_ARGUMENTS, target="mounted"),
+    Image("operator", arguments=("EXTRA=operator",), most_mb=310),
+    Image("frontend", arguments=("EXTRA=epp", "ALSO=otel"), also=("epp",), most_mb=530),
+    Image("worker", arguments=("EXTRA=worker",), most_mb=350),
+    Image("planner", arguments=("EXTRA=planner",), most_mb=520),
+    Image("vllm-mounted", "vllm.Containerfile", VLLM_ARGUMENTS, target="mounted", most_mb=350),
     Image("vllm", "vllm.Containerfile", VLLM_ARGUMENTS, for_tests=False),
 )
 
@@ -175,6 +177,15 @@ def lent(env: Mapping[str, str], scratch: Path) -> list[str]:
     return volumes
 
 
+def check_size(image: Image, size: int) -> None:
+    """Raises `BuildFailed` if an archive of `size` bytes is larger than the image may be."""
+    if image.most_mb and size > image.most_mb * 1e6:
+        raise BuildFailed(
+            f"{image.name} is {size / 1e6:.0f} MB, and may be {image.most_mb} MB: something came in"
+            " that it does not need, or the limit in images/build.py is to be raised"
+        )
+
+
 def build(images: Sequence[Image], base: str = LOCAL_BASE) -> None:
     """Build and export images; load them into the cluster of our own if it is up."""
     cluster = Cluster()
@@ -190,6 +201,7 @@ def build(images: Sequence[Image], base: str = LOCAL_BASE) -> None:
                 say(f"{image.name}: {image.names[0]}")
                 continue
             archive = builder.export(image)
+            check_size(image, archive.stat().st_size)
             say(f"{image.name}: {archive} ({archive.stat().st_size / 1e6:.0f} MB)")
             if not cluster.is_foreign and cluster.is_up and cluster.has_pods:
                 cluster.load_image(archive)
