@@ -14,12 +14,12 @@ from tests.runtime.kube_api import failure, serving
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 EVENTS = "/api/v1/events"
-READY, NOT_READY = ("Normal", "Ready", "all is well"), ("Warning", "NotReady", "none is left")
+What = tuple[Literal["Normal", "Warning"], str, str]
+READY: What = ("Normal", "Ready", "all is well")
+NOT_READY: What = ("Warning", "NotReady", "none is left")
 
 
-def said(
-    what: tuple[Literal["Normal", "Warning"], str, str], minute: int, instance: str, uid: str = "u"
-) -> Json:
+def said(what: What, minute: int, instance: str, uid: str = "u") -> Json:
     about = {
         "apiVersion": "nvidia.com/v1beta1",
         "kind": "DynamoGraphDeployment",
