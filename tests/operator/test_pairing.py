@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -119,13 +121,25 @@ def test_workers_that_an_orphaning_deletion_left_run_on_with_theirs() -> None:
     world.graph["metadata"]["uid"] = "another"
     for child in world.children.values():
         del child["metadata"]["ownerReferences"]
-    plan = world.settle()
-    secrets = [m["metadata"]["name"] for m in plan.manifests if m["kind"] == "Secret"]
-    assert secrets == [f"g-prefill-decode-{short_hash('graph')}"]
+    world.settle()
+    assert world.children.keys() == before.keys()
     for key, child in world.children.items():
         assert child["metadata"]["uid"] == before[key]["metadata"]["uid"]
         if key[0] == "Deployment":
             assert child["spec"]["template"] == before[key]["spec"]["template"]
+
+    def edit(spec: Json) -> None:
+        main = spec["components"][0]["podTemplate"]["spec"]["containers"][0]
+        main["env"] = [{"name": "A", "value": "b"}]
+
+    world.edit(edit)
+    plan = world.settle()  # the frontend is rendered afresh, and pairs with those that were kept
+    secrets = [m["metadata"]["name"] for m in plan.manifests if m["kind"] == "Secret"]
+    assert secrets == [f"g-prefill-decode-{short_hash('graph')}"]
+    for key, child in world.children.items():
+        if key[0] == "Deployment":
+            text = json.dumps(child["spec"]["template"])
+            assert set(re.findall(r"g-prefill-decode[-\w]*", text)) == set(secrets)
 
 
 @pytest.fixture

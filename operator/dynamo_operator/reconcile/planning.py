@@ -36,7 +36,8 @@ WORKLOADS = ("Deployment", "LeaderWorkerSet")
 def plan(observed: Observed, platform: Platform) -> Plan:
     """What is to be true of the graph."""
     known = revisions.read(observed)
-    fresh = render_with_notes(observed.graph, platform)
+    secret = revisions.pairing_secret(known, observed.name)
+    fresh = render_with_notes(observed.graph, platform, pairing_secret=secret)
     current, good, look_again_s = _current_revision(observed, known, fresh)
     kept = Kept(current.worker_hash, current.templates, current.groups_apart)
     graph = observed.graph
@@ -49,7 +50,7 @@ def plan(observed: Observed, platform: Platform) -> Plan:
             kept = Kept(good.worker_hash, templates, good.groups_apart)
             rollback = Rollback(current.worker_hash, good.worker_hash, current.reason)
 
-    rendered = render_with_notes(graph, platform, kept=kept)
+    rendered = render_with_notes(graph, platform, kept=kept, pairing_secret=secret)
     live = {
         component.name: workload
         for component in rendered.components
@@ -70,6 +71,7 @@ def plan(observed: Observed, platform: Platform) -> Plan:
         graph,
         platform,
         kept=kept,
+        pairing_secret=secret,
         scale={
             name: Scale(
                 None if decision.yielded else step.new.get(name, decision.replicas),

@@ -24,6 +24,7 @@ from dynamo_operator.diagnosis.fields import label
 from dynamo_operator.reconcile.observed import Json, Observed
 from dynamo_operator.render import Rendered, names, template_inputs, whole_inputs
 from dynamo_operator.render.canonical import short_hash
+from dynamo_operator.render.pairing import secrets_read
 
 STATE_ANNOTATION = "nvidia.com/dynamo-revision-state"
 REASON_ANNOTATION = "nvidia.com/dynamo-revision-reason"
@@ -157,6 +158,16 @@ def read(observed: Observed) -> list[Revision]:
         except (KeyError, TypeError, ValueError, zlib.error):
             continue
     return sorted(found, key=lambda revision: (revision.number, revision.name))
+
+
+def pairing_secret(found: list[Revision], graph: str) -> str:
+    """The Secret that prefill and decode workers of the graph have in its newest revision that has
+    any, "" for none: what is rendered afresh beside kept templates has to share it."""
+    for revision in reversed(found):
+        for templates in revision.templates.values():
+            for name in secrets_read(templates, graph):
+                return name
+    return ""
 
 
 def _told_apart(

@@ -88,14 +88,16 @@ def render_with_notes(
     platform: Platform,
     *,
     kept: Kept | None = None,
+    pairing_secret: str = "",
     scale: Mapping[str, Scale] = MappingProxyType({}),
     restarts: Mapping[str, str] = MappingProxyType({}),
 ) -> Rendered:
     """As `render`, with notes on what was changed, inferred or not rendered.
 
-    `kept`: templates that take the place of those of this rendering. `scale`: component → its
-    replicas where they aren't the graph's. `restarts`: component → id of the restart that its pods
-    are to have seen; they are replaced when it changes.
+    `kept`: templates that take the place of those of this rendering. `pairing_secret`: the Secret
+    of the graph's prefill and decode workers, if its pods know one already. `scale`: component →
+    its replicas where they aren't the graph's. `restarts`: component → id of the restart that its
+    pods are to have seen; they are replaced when it changes.
     """
     metadata = graph.metadata
     noted = Notes()
@@ -107,6 +109,7 @@ def render_with_notes(
         env=[entry.manifest() for entry in graph.spec.env],
         metadata_annotations=metadata.annotations,
         uid=metadata.uid or "",
+        pairing_secret=pairing_secret,
     )
     unrendered.note_graph(graph.spec, noted)
     said = _said_in_v1alpha1(graph)

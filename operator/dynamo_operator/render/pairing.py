@@ -7,7 +7,7 @@ least 16 bytes). Pods wait for it: one that started without it could not pair fo
 lives.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from dynamo_operator.render import deployments, environment, names
 from dynamo_operator.render.merge import Json, entries, mapping
@@ -21,7 +21,7 @@ FILE_VARIABLE = "DYN_PD_SECRET_FILE"
 def secrets(parts: Sequence[Part], graph: Graph) -> list[Json]:
     """The Secrets that the parts' pods have it from: one, none where nothing pairs, and another
     where templates of an earlier rendering know it by another name."""
-    read = {name for part in parts for name in _read(part, graph)}
+    read = {name for part in parts for name in secrets_read(part.templates, graph.name)}
     return [
         {
             "apiVersion": "v1",
@@ -40,7 +40,7 @@ def give_secret(parts: Sequence[Part], graph: Graph) -> None:
         return
     source = {
         "secretKeyRef": {
-            "name": names.pairing_secret(graph.name, graph.uid),
+            "name": graph.pairing_secret or names.pairing_secret(graph.name, graph.uid),
             "key": names.PAIRING_SECRET_KEY,
         }
     }
@@ -57,11 +57,11 @@ def give_secret(parts: Sequence[Part], graph: Graph) -> None:
             }
 
 
-def _read(part: Part, graph: Graph) -> Iterator[str]:
-    """Names of the graph's Secrets that the part's variables refer to; not of its author's own."""
-    ours = names.pairing_secret(graph.name, "")
-    for template in part.templates.values():
-        for container in entries(template["spec"].get("containers")):
+def secrets_read(templates: Mapping[str, Json], graph: str) -> Iterator[str]:
+    """Names of the graph's Secrets that a component's templates refer to, not of its author's."""
+    ours = names.pairing_secret(graph, "")
+    for template in templates.values():
+        for container in entries(mapping(mapping(template).get("spec")).get("containers")):
             for entry in entries(mapping(container).get("env")):
                 source = mapping(mapping(mapping(entry).get("valueFrom")).get("secretKeyRef"))
                 name = source.get("name")

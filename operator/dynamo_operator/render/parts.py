@@ -28,6 +28,8 @@ class Graph:
     """Annotations of the graph object itself: settings for the operator, not passed on."""
     uid: str = ""
     """The graph object's, "" for one that no API server has seen."""
+    pairing_secret: str = ""
+    """The Secret that its pods know already; "" for none yet."""
 
     def setting(self, annotation: str, component: Component | None = None) -> str:
         """The annotation's value, the nearest winning: the component's pod template's, the
