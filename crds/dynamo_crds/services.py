@@ -430,7 +430,11 @@ def _sidecar_form(service: Json, original: Json) -> None:
         envs=sidecar.get("env"),
         envFromSecret=secret,
     )
-    _put(service["extraPodSpec"], "containers", [c for c in containers if c is not sidecar])
+    # One that the author wrote out as well holds its place, and says nothing.
+    written = original.get("extraPodSpec", {}).get("containers", [])
+    idle = [c for c in written if c.get("name") == SIDECAR_FRONTEND]
+    kept = [each for c in containers for each in (idle if c is sidecar else [c])]
+    _put(service["extraPodSpec"], "containers", kept)
 
 
 def _empty_form(service: Json, original: Json) -> None:

@@ -640,6 +640,18 @@ def test_any_edit_says_the_same_in_any_form(manifest: Json, other: Json) -> None
         assert component_of(service_like(component, edited)) == component
 
 
+def test_a_sidecar_that_is_written_out_as_well_keeps_its_place() -> None:
+    """`frontendSidecar` rules over a container of its name, wherever that stands."""
+    written = [{"name": "sidecar-frontend", "image": "idle"}, {"name": "logger", "image": "l"}]
+    service = {"frontendSidecar": {"image": "f"}, "extraPodSpec": {"containers": written}}
+    component = component_of(service)
+    images = {c["name"]: c["image"] for c in component["podTemplate"]["spec"]["containers"]}
+    assert images == {"sidecar-frontend": "f", "logger": "l"}
+    again = service_like(component, service)
+    assert again == service
+    assert component_of(again) == component
+
+
 @given(st.integers(0, 9), optional(selector=names, replicas=st.integers(0, 9)))
 def test_adapters_come_back_equal(replicas: int, status: Json) -> None:
     served = v1alpha1.DynamoGraphDeploymentScalingAdapter.model_validate(
