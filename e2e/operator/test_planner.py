@@ -18,15 +18,15 @@ pytestmark = pytest.mark.usefixtures("direct")
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "planner.yaml"
 NAME, ADAPTER = "planner", "planner-worker"
-AT_ONCE, REQUESTS, TOKENS = 60, 180, 500
+AT_ONCE, REQUESTS, TOKENS = 60, 120, 500
 ADVISORY = "advisory: true"
 
 
 class Load:
     """So many requests, some at once: more than one worker's cache holds."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, requests: int = REQUESTS) -> None:
+        self._url, self._requests = url, requests
         self.problems: list[str] = []
 
     async def run(self) -> None:
@@ -35,7 +35,7 @@ class Load:
             aiohttp.ClientSession(self._url) as client,
             asyncio.TaskGroup() as requests,
         ):
-            for number in range(REQUESTS):
+            for number in range(self._requests):
                 await places.acquire()
                 asking = requests.create_task(self._ask(client, number))
                 asking.add_done_callback(lambda _: places.release())
@@ -93,7 +93,7 @@ async def test_workers_come_with_the_load_and_go_with_it(installed_space: Space)
     advisory = example.replace(f"{indent}mode: agg\n", f"{indent}mode: agg\n{indent}{ADVISORY}\n")
     space.kubectl("apply", "-f", "-", input=advisory)
     space.wait_ready(NAME)
-    load = Load(space.url(NAME))
+    load = Load(space.url(NAME), AT_ONCE)
     loaded = asyncio.create_task(load.run())
 
     def would_scale() -> bool:
