@@ -65,7 +65,15 @@ async def test_an_adapters_requests_go_where_it_is(space: Space) -> None:
             assert status == 200, text
             return head[envoy.SERVED].partition(":")[0], head["x-dynamo-routing"]
 
-        await space.answering(space.url("gateway"), model=ADAPTER)
+        async def both_know() -> bool:
+            """Which picker is asked is the gateway's to choose."""
+            for _ in range(ASKED):
+                body = {"model": ADAPTER, "prompt": "ready?", "max_tokens": 1}
+                if (await ask(client, body))[0] != 200:
+                    return False
+            return True
+
+        await eventually(both_know, "both pickers know who has the adapter")
         found = [await served(ADAPTER, f"{number} {WORDS}") for number in range(ASKED)]
         assert {address for address, _ in found} == {home}
         again = [await served(ADAPTER, f"{number} {WORDS} and?") for number in range(ASKED)]
