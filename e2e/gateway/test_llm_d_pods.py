@@ -1,9 +1,9 @@
 """Another team's simulated engines, unmodified, behind a real Gateway with our picker.
 
 llm-d's simulator of vLLM says its models, adapters, queue and cache as vLLM does. Its KV events it
-brings to a listener that it dials, as vLLM does in llm-d's central mode. It numbers them from 1, vLLM
-from 0: to the picker the first one is lost, so with a port for them or without, it follows what was
-sent where, and decisions say so.
+brings to a listener that it dials, as vLLM does in llm-d's central mode. It numbers them from 1,
+vLLM from 0: to the picker the first one is lost, so with a port for them or without, it follows
+what was sent where, and decisions say so.
 """
 
 from __future__ import annotations
