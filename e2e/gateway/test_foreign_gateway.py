@@ -112,6 +112,7 @@ async def test_one_of_two_pickers_goes_and_what_a_retry_can_save_is_saved(space:
                         await asyncio.sleep(0.1)
 
         await all_asked("both pickers are asked")
+        await until(lambda: traffic.answers, "answers come")
 
         traffic.mark("kill")
         killed, drained = space.addresses(PICKER)
@@ -120,9 +121,11 @@ async def test_one_of_two_pickers_goes_and_what_a_retry_can_save_is_saved(space:
         over = time.monotonic()
         await space.kubectl("rollout", "status", f"deployment/{PICKER}", f"--timeout={CHANGE_S:g}s")
         await all_asked("the killed one is asked again")
+        await until(lambda: traffic.saved, "what it relayed is answered by the other one")
+        again = time.monotonic()
+        await until(lambda: traffic.since(again), "what was under way has been answered")
         assert traffic.lost == [], traffic.story()
         cut = traffic.saved
-        assert cut, "it relayed something"
         # What left after its end found the other one.
         assert [one for one in cut if one.sent > over or one.failed < began] == []
 
