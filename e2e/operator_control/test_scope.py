@@ -156,7 +156,7 @@ async def test_replicas_of_one_operator(
         assert await alpha.ended() == 0
         await watch.last_is("beta", SLACK_S)
         pause = at(_first(watch.writes, "beta")) - at(_last(watch.writes, "alpha"))
-        assert pause.total_seconds() < LEASE_S / 2, "within seconds"
+        assert pause.total_seconds() < LEASE_S, "it does not have to expire"
 
         # Killed, its lease has to expire.
         gamma = start_operator("gamma", **options)
