@@ -104,6 +104,15 @@ async def samples(address: str, port: int = STATUS_PORT) -> list[Sample]:
     return [one for family in text_string_to_metric_families(page) for one in family.samples]
 
 
+async def asked(address: str) -> float:
+    """Decisions that a picker has made since it began; -1 while nobody answers there."""
+    name = "dynamo_epp_decisions_total"
+    try:
+        return sum(one.value for one in await samples(address) if one.name == name)
+    except aiohttp.ClientConnectionError:
+        return -1
+
+
 async def until(
     predicate: Callable[[], object], what: str, told: Callable[[], object] = lambda: ""
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 from e2e.cluster import Cluster
 from e2e.gateway import envoy, pools
 from e2e.gateway.envoy import Backend
-from e2e.gateway.space import CHANGE_S, Space, eventually, samples, until
+from e2e.gateway.space import CHANGE_S, Space, asked, eventually, until
 from e2e.gateway.traffic import Traffic, ask
 
 POOL, PICKER = "engines", "engines-epp"
@@ -182,15 +182,6 @@ async def test_pods_come_and_go_and_no_request_is_lost(space: Space) -> None:
             lambda: traffic.since(time.monotonic() - 1.0),
         )
     assert traffic.lost == [], traffic.story()
-
-
-async def asked(address: str) -> float:
-    """Decisions that a picker has made since it began; -1 while nobody answers there."""
-    name = "dynamo_epp_decisions_total"
-    try:
-        return sum(one.value for one in await samples(address) if one.name == name)
-    except aiohttp.ClientConnectionError:
-        return -1
 
 
 @pytest.mark.timeout(300)
